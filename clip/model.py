@@ -1,0 +1,345 @@
+"""CLIP (Radford et al., 2021, arXiv 2103.00020) with a vision transformer that takes prompts stage by stage.
+
+Parameter names are those of OpenAI's checkpoints. Sequences are batch first: [batch, tokens, width].
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ClipError
+from .stages import check_stages, default_stages
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PROMPT_MODES = ("append", "replace")
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in fp32 whatever the precision around it; its weights stay fp32 too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with nn.MultiheadAttention's parameter names."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [batch, heads, tokens, 64]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, quick_gelu: bool = True):
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(width, 4 * width),
+            gelu=QuickGELU() if quick_gelu else nn.GELU(),
+            c_proj=nn.Linear(4 * width, width),
+        ))
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), attn_mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; `attn_mask` is additive, [tokens, tokens], cut to the length of the input."""
+
+    def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None, quick_gelu: bool = True):
+        super().__init__()
+        self.width, self.layers = width, layers
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, quick_gelu) for _ in range(layers))
+        self.register_buffer("attn_mask", attn_mask, persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """CLIP's own initialisation: residual branches shrink with depth."""
+        std = self.width ** -0.5
+        for block in self.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=std)
+            nn.init.normal_(block.attn.out_proj.weight, std=std * (2 * self.layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=std * (2 * self.layers) ** -0.5)
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        tokens = x.shape[1]
+        return None if self.attn_mask is None else self.attn_mask[:tokens, :tokens].to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self._mask(x)
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x
+
+
+class MultiLayerTransformer(Transformer):
+    """A transformer whose layers form stages; each stage may get its own prompt tokens at its start.
+
+    `stage_boundaries` is a list of lists of 0-based layer indices: contiguous, in order, every layer once
+    (`clip.stages.default_stages` if not given).
+    """
+
+    def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None,
+                 stage_boundaries: Sequence[Sequence[int]] | None = None, quick_gelu: bool = True):
+        super().__init__(width, layers, heads, attn_mask, quick_gelu)
+        self.stage_boundaries = check_stages(stage_boundaries or default_stages(layers), layers)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stage_boundaries)
+
+    def _inject_prompt_at_stage(self, x: Tensor, stage_prompt: Tensor) -> Tensor:
+        """Put `stage_prompt` [1 or batch, n, width] after CLS and before all other tokens of x."""
+        prompt = stage_prompt.to(dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+        return torch.cat([x[:, :1], prompt, x[:, 1:]], dim=1)
+
+    def forward(self, x: Tensor, multi_prompts: Sequence[Tensor | None] | None = None,
+                prompt_mode: str = "append") -> tuple[Tensor, list[list[Tensor]]]:
+        """Run all stages on x [batch, tokens, width].
+
+        `multi_prompts` has one entry per stage; None injects nothing there. In mode `append` the prompts of
+        all stages stay in the sequence; in mode `replace` a stage's prompts take the place of those before
+        (VPT-deep, Jia et al., 2022). Returns the final tokens and, for each stage, the CLS feature
+        [batch, width] after each of its layers. Raises ClipError for a wrong count of prompts or mode.
+        """
+        prompts = [None] * self.num_stages if multi_prompts is None else list(multi_prompts)
+        if len(prompts) != self.num_stages:
+            raise ClipError(f"{len(prompts)} stage prompts were given for {self.num_stages} stages; give one each")
+        if prompt_mode not in PROMPT_MODES:
+            raise ClipError(f"unknown prompt mode {prompt_mode!r}; valid: {', '.join(PROMPT_MODES)}")
+        present, stage_outputs = 0, []
+        for layers, prompt in zip(self.stage_boundaries, prompts):
+            if prompt is not None:
+                if prompt_mode == "replace" and present:
+                    x = torch.cat([x[:, :1], x[:, 1 + present:]], dim=1)
+                x, present = self._inject_prompt_at_stage(x, prompt), prompt.shape[1]
+            outputs = []
+            for layer in layers:
+                x = self.resblocks[layer](x, self._mask(x))
+                outputs.append(x[:, 0])
+            stage_outputs.append(outputs)
+        return x, stage_outputs
+
+    def stage_inputs(self, x: Tensor) -> list[Tensor]:
+        """The tokens [batch, tokens, width] that reach the start of each stage when no prompts are given."""
+        inputs = []
+        for layers in self.stage_boundaries:
+            inputs.append(x)
+            for layer in layers:
+                x = self.resblocks[layer](x, self._mask(x))
+        return inputs
+
+
+class VisualTransformer(nn.Module):
+    """CLIP's image tower. `transformer` knows its stages; `multi_transformer` is the same module."""
+
+    def __init__(self, input_resolution: int, patch_size: int, width: int, layers: int, heads: int,
+                 output_dim: int, stage_boundaries: Sequence[Sequence[int]] | None = None, quick_gelu: bool = True):
+        super().__init__()
+        self.input_resolution, self.patch_size, self.output_dim = input_resolution, patch_size, output_dim
+        scale = width ** -0.5
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn((input_resolution // patch_size) ** 2 + 1, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = MultiLayerTransformer(width, layers, heads, stage_boundaries=stage_boundaries,
+                                                 quick_gelu=quick_gelu)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+
+    @property
+    def multi_transformer(self) -> MultiLayerTransformer:
+        return self.transformer
+
+    def embeddings_patch(self, images: Tensor) -> Tensor:
+        """Images [batch, 3, height, width] → tokens [batch, 1 + patches, width]: CLS first, positions added, ln_pre."""
+        if images.shape[-2:] != (self.input_resolution, self.input_resolution):
+            raise ClipError(f"images are {tuple(images.shape[-2:])} px, but the model was built for "
+                            f"{self.input_resolution} px; set INPUT.SIZE or resize them")
+        x = self.conv1(images.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        cls = self.class_embedding.expand(len(x), 1, -1)
+        return self.ln_pre(torch.cat([cls, x], dim=1) + self.positional_embedding)
+
+    def project(self, cls: Tensor) -> Tensor:
+        """CLS features [..., width] → CLIP's joint space [..., output_dim]; also for features of inner layers."""
+        return self.ln_post(cls) @ self.proj
+
+    def forward_after_patch_embeddings(self, x: Tensor) -> Tensor:
+        """Tokens [batch, tokens, width], prompts among them if any → features [batch, output_dim]."""
+        return self.project(self.transformer(x)[0][:, 0])
+
+    def forward_multi_stage_prompts(self, x: Tensor, multi_prompts: Sequence[Tensor | None] | None = None,
+                                    prompt_mode: str = "append") -> tuple[Tensor, list[list[Tensor]]]:
+        """Images, or tokens of `embeddings_patch` → (features [batch, output_dim], stage_outputs)."""
+        if x.ndim == 4:
+            x = self.embeddings_patch(x)
+        x, stage_outputs = self.transformer(x, multi_prompts, prompt_mode)
+        return self.project(x[:, 0]), stage_outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_after_patch_embeddings(self.embeddings_patch(images))
+
+
+class CLIP(nn.Module):
+    """Both towers; with `context_length` 0 the image tower alone (`has_text` is then False)."""
+
+    def __init__(self, embed_dim: int, image_resolution: int, vision_layers: int, vision_width: int,
+                 vision_patch_size: int, context_length: int, vocab_size: int, transformer_width: int,
+                 transformer_heads: int, transformer_layers: int, *,
+                 stage_boundaries: Sequence[Sequence[int]] | None = None, quick_gelu: bool = True):
+        super().__init__()
+        self.embed_dim, self.context_length = embed_dim, context_length
+        self.visual = VisualTransformer(image_resolution, vision_patch_size, vision_width, vision_layers,
+                                        vision_width // 64, embed_dim, stage_boundaries, quick_gelu)
+        self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
+        if self.has_text:
+            causal = torch.full((context_length, context_length), float("-inf")).triu_(1)
+            self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads, causal, quick_gelu)
+            self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+            self.positional_embedding = nn.Parameter(0.01 * torch.randn(context_length, transformer_width))
+            self.ln_final = LayerNorm(transformer_width)
+            self.text_projection = nn.Parameter(transformer_width ** -0.5 * torch.randn(transformer_width, embed_dim))
+            nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    @property
+    def has_text(self) -> bool:
+        return self.context_length > 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images [batch, 3, r, r], normalised → features [batch, embed_dim], not normalised."""
+        return self.visual(images)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token ids [batch, ≤ context_length] → features [batch, embed_dim], not normalised.
+
+        A text's feature is read at its end-of-text token (the largest id) under a causal mask, so nothing
+        after the longest text of the batch can matter: those columns are cut off.
+        """
+        if not self.has_text:
+            raise ClipError("this checkpoint has no text tower; load a full CLIP, or set DATASET.TEXT_FEATURES")
+        end = text.argmax(dim=-1)
+        text = text[:, : int(end.max()) + 1]
+        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
+        x = self.ln_final(self.transformer(x))
+        return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
+
+    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """→ (logits per image [images, texts], logits per text [texts, images]): scaled cosines."""
+        image_features = F.normalize(self.encode_image(images), dim=-1)
+        text_features = F.normalize(self.encode_text(text), dim=-1)
+        logits = self.logit_scale.exp().to(image_features.dtype) * image_features @ text_features.t()
+        return logits, logits.t()
+
+    def set_precision(self, precision: str) -> CLIP:
+        """Cast the weights to `fp32`, `fp16` or `bf16`, once; LayerNorms and the logit scale stay fp32."""
+        if precision not in PRECISIONS:
+            raise ClipError(f"unknown precision {precision!r}; valid: {', '.join(PRECISIONS)}")
+        for module in self.modules():
+            if not isinstance(module, LayerNorm):
+                for name, parameter in module.named_parameters(recurse=False):
+                    if name != "logit_scale":
+                        parameter.data = parameter.data.to(PRECISIONS[precision])
+        return self
+
+
+def build_model(state_dict: dict[str, Tensor], *, image_size: int | None = None,
+                stage_boundaries: Sequence[Sequence[int]] | None = None, quick_gelu: bool = True) -> CLIP:
+    """A CLIP in fp32 and evaluation mode from a state dict in OpenAI's layout; every size is read from its shapes.
+
+    `image_size` other than the checkpoint's interpolates the positional embedding. Raises ClipError for a
+    ResNet checkpoint and for keys that are missing or unexpected, by name.
+    """
+    state = {name: tensor.float() for name, tensor in state_dict.items()
+             if name not in ("input_resolution", "context_length", "vocab_size")}  # extras of OpenAI's archives
+    if any(name.startswith("visual.layer1.") for name in state):
+        raise ClipError("this is a ResNet CLIP; only vision transformers work here: ViT-B/32, ViT-B/16, ViT-L/14, "
+                        "ViT-L/14@336px or another ViT in OpenAI's layout")
+    sizes = _infer_sizes(state)
+    if image_size is not None and image_size != sizes["image_resolution"]:
+        state["visual.positional_embedding"] = resize_positional_embedding(
+            state["visual.positional_embedding"], image_size, sizes["vision_patch_size"])
+        sizes["image_resolution"] = image_size
+    model = CLIP(**sizes, stage_boundaries=stage_boundaries, quick_gelu=quick_gelu)
+    if not sizes["context_length"]:
+        state.setdefault("logit_scale", model.logit_scale.detach())  # an image tower alone need not carry it
+    _load_strictly(model, state)
+    return model.eval()
+
+
+def _infer_sizes(state: dict[str, Tensor]) -> dict[str, int]:
+    required = ["visual.conv1.weight", "visual.positional_embedding", "visual.proj"]
+    has_text = any(not name.startswith("visual.") and name != "logit_scale" for name in state)
+    if has_text:
+        required += ["positional_embedding", "token_embedding.weight"]
+    missing = [name for name in required if name not in state]
+    if missing:
+        raise ClipError(f"not a CLIP checkpoint in OpenAI's layout: missing keys {', '.join(missing)}")
+    width, _, _, patch = state["visual.conv1.weight"].shape
+    grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    context, vocab, text_width = 0, 0, 0
+    if has_text:
+        context, (vocab, text_width) = len(state["positional_embedding"]), state["token_embedding.weight"].shape
+    return dict(embed_dim=state["visual.proj"].shape[1], image_resolution=grid * patch,
+                vision_layers=_count_layers(state, "visual.transformer.resblocks."), vision_width=width,
+                vision_patch_size=patch, context_length=context, vocab_size=vocab, transformer_width=text_width,
+                transformer_heads=text_width // 64, transformer_layers=_count_layers(state, "transformer.resblocks."))
+
+
+def _count_layers(state: dict[str, Tensor], prefix: str) -> int:
+    return len({name[len(prefix):].split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _load_strictly(model: CLIP, state: dict[str, Tensor]) -> None:
+    expected = model.state_dict()
+    wrong = [f"{title} {', '.join(sorted(names)[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+             for title, names in (
+                 ("missing keys", set(expected) - set(state)),
+                 ("unexpected keys", set(state) - set(expected)),
+                 ("wrong shape of", {n for n in set(state) & set(expected) if state[n].shape != expected[n].shape}))
+             if names]
+    if wrong:
+        raise ClipError(f"the checkpoint does not fit CLIP's layout: {'; '.join(wrong)}")
+    model.load_state_dict(state)
+
+
+def resize_positional_embedding(embedding: Tensor, image_size: int, patch_size: int) -> Tensor:
+    """Bicubic interpolation of [1 + grid², width] to another image size; CLS's row stays as it is."""
+    if image_size <= 0 or image_size % patch_size:
+        raise ClipError(f"image size {image_size} is no multiple of the patch size {patch_size}")
+    grid = round((len(embedding) - 1) ** 0.5)
+    patches = embedding[1:].t().reshape(1, -1, grid, grid)
+    patches = F.interpolate(patches, size=(image_size // patch_size,) * 2, mode="bicubic", antialias=True,
+                            align_corners=False)
+    return torch.cat([embedding[:1], patches.flatten(2)[0].t()])
