@@ -1,0 +1,75 @@
+"""LaFTer (Mirza et al., NeurIPS 2023, arXiv 2305.18287): shallow visual prompts and the text-trained classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from clip.model import CLIP
+from clip.transformer import LayerNorm
+from utils.utils import Tunable
+
+
+class Prediction(NamedTuple):
+    """Logits [batch, classes], and the logits of each active stage where a model has several."""
+
+    logits: Tensor
+    stage_logits: Sequence[Tensor] = ()
+
+
+class LaFTer(Tunable):
+    """The student: CLIP's image tower with prompt tokens after CLS, and a linear head ("adapter").
+
+    Args:
+        clip_model: its weights are used in place, not copied.
+        classifier: the text classifier's weight [classes, embed_dim], or None for a fresh head.
+        num_classes: rows of the head.
+        cfg: PROMPT_NUM.
+        prompts: start of the prompts [num, width]; None draws U(±√(6 / (3·patch² + width))).
+    """
+
+    def __init__(self, clip_model: CLIP, classifier: Tensor | None, num_classes: int, cfg: CfgNode,
+                 prompts: Tensor | None = None):
+        super().__init__()
+        self.clip = clip_model
+        self.adapter = build_adapter(clip_model, classifier, num_classes)
+        start = uniform_prompts(clip_model, cfg.PROMPT_NUM) if prompts is None else prompts
+        self.prompt_embeddings = nn.Parameter(start[None].clone())
+
+    def forward(self, images: Tensor) -> Prediction:
+        visual = self.clip.visual
+        later_stages = [None] * (visual.transformer.num_stages - 1)
+        features, _ = visual.forward_multi_stage_prompts(images, [self.prompt_embeddings, *later_stages])
+        return Prediction(self.adapter(features.float()))
+
+    def parameter_kinds(self) -> dict[str, str]:
+        """Prompts, head and the image tower's LayerNorms train."""
+        return {"prompt_embeddings": "prompts", "adapter.weight": "adapter", **layernorm_kinds(self)}
+
+
+def build_adapter(clip_model: CLIP, classifier: Tensor | None, num_classes: int) -> nn.Linear:
+    """Linear(embed_dim, classes, bias=False) in fp32, started from the text classifier where there is one."""
+    adapter = nn.Linear(clip_model.embed_dim, num_classes, bias=False)
+    if classifier is not None:
+        adapter.weight.data.copy_(classifier)
+    return adapter.to(clip_model.visual.proj.device)
+
+
+def uniform_prompts(clip_model: CLIP, num: int) -> Tensor:
+    """[num, width] from U(±√(6 / (3·patch² + width))), LaFTer's and VPT's start."""
+    visual = clip_model.visual
+    width = visual.class_embedding.numel()
+    bound = (6 / (3 * visual.patch_size ** 2 + width)) ** 0.5
+    return torch.empty(num, width).uniform_(-bound, bound).to(visual.proj.device)
+
+
+def layernorm_kinds(model: nn.Module) -> dict[str, str]:
+    """The weights and biases of the LayerNorms of `model.clip.visual`, by full name."""
+    return {f"{module_name}.{name}": "layernorm"
+            for module_name, module in model.named_modules()
+            if module_name.startswith("clip.visual.") and isinstance(module, LayerNorm)
+            for name, _ in module.named_parameters()}

@@ -1,0 +1,58 @@
+"""What training minimises: the parts of the loss, by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from utils.distributions import class_distances, strategy1
+from utils.errors import InputError
+from utils.losses import DualTaskLoss, MultiStageConsistencyLoss
+
+from .lafter import Prediction
+
+
+class Objective:
+    """Classification, by cross-entropy or, as a dual task, together with the emotion distribution; and, for a model
+    with several stages, their consistency.
+
+    Args:
+        criterion: the cross-entropy of `setup_lafter_training_utils`.
+        cfg: DUAL_TASK.*, DATASET.DISTRIBUTION_STRATEGY, DATASET.CIRCLE, MULTI_LAYER_PROMPT.CONSISTENCY.
+        classnames: the classes in order; with DUAL_TASK each must stand on the circle, unless `annotated`
+            distributions are learnt with true labels.
+    """
+
+    def __init__(self, criterion: nn.Module, cfg: CfgNode, classnames: list[str]):
+        self.criterion = criterion
+        self.consistency = MultiStageConsistencyLoss(cfg.MULTI_LAYER_PROMPT.CONSISTENCY)
+        self.dual_task = None
+        if cfg.DUAL_TASK.ENABLED:
+            self.dual_task = DualTaskLoss(cfg.DUAL_TASK.LAMBDA, cfg.DUAL_TASK.TEMPERATURE)
+        self.annotated = cfg.DATASET.DISTRIBUTION_STRATEGY != "strategy1" and cfg.TRAIN.SUPERVISION == "labels"
+        self.generated: Tensor | None = None  # [classes, classes]: the distribution that belongs to each label
+        if self.dual_task and not self.annotated:
+            if not cfg.DATASET.CIRCLE:
+                raise InputError("a dual task generates distributions on an emotion circle: set DATASET.CIRCLE")
+            self.generated = strategy1(torch.arange(len(classnames)), class_distances(classnames, cfg.DATASET.CIRCLE),
+                                       cfg.DATASET.SIGMA_CONF, cfg.DATASET.EPSILON)
+
+    def __call__(self, prediction: Prediction, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parts of the loss, scalars; their sum is minimised. `labels` [batch]: true or pseudo."""
+        logits = prediction.logits
+        if self.dual_task:
+            parts = {"dual_task": self.dual_task(logits, labels, self._distributions(labels, batch))}
+        else:
+            parts = {"cross_entropy": self.criterion(logits, labels)}
+        if len(prediction.stage_logits) > 1 and self.consistency.alpha:
+            parts["consistency"] = self.consistency(prediction.stage_logits)
+        return parts
+
+    def _distributions(self, labels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        if self.generated is not None:
+            return self.generated.to(labels.device)[labels]
+        if "distribution" not in batch:
+            raise InputError("the training images carry no annotated distributions: "
+                             "set DATASET.DISTRIBUTION_STRATEGY strategy1")
+        return batch["distribution"].to(labels.device)

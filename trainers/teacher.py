@@ -1,0 +1,65 @@
+"""The pseudo-labeller: the plain image encoder on the weak view and the frozen text classifier."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils.data import DataLoader
+
+from clip.model import CLIP
+from clip.transformer import LayerNorm
+
+from .plain import plain_features
+
+
+class Teacher:
+    """Gives each training image a hard pseudo-label: argmax of the text classifier on the plain encoder's feature.
+
+    mode `shared`: the encoder with the LayerNorms as they are being trained (the paper's code);
+    mode `frozen`: with those it came with, so that `prepare` labels every image once;
+    mode `ema`: with an exponential moving average of the trained ones.
+    """
+
+    def __init__(self, clip_model: CLIP, classifier: Tensor, mode: str = "shared", decay: float = 0.999):
+        self.clip, self.mode, self.decay = clip_model, mode, decay
+        self.classifier = classifier.detach().clone()
+        self.table: Tensor | None = None
+        self.average = {name: parameter.detach().clone() for name, parameter in self._layernorms().items()}
+
+    def _layernorms(self) -> dict[str, Tensor]:
+        return {f"{module_name}.{name}": parameter
+                for module_name, module in self.clip.visual.named_modules() if isinstance(module, LayerNorm)
+                for name, parameter in module.named_parameters()}
+
+    def prepare(self, loader: DataLoader) -> None:
+        """In mode `frozen`, label all images of `loader` (weak views, in order) before training changes anything."""
+        if self.mode == "frozen":
+            features = plain_features(self.clip, loader, "pseudo-labels")["features"]
+            self.table = (features @ self.classifier.cpu().t()).argmax(1)
+
+    @torch.no_grad()
+    def labels(self, batch: dict[str, Tensor]) -> Tensor:
+        """Pseudo-labels [batch] of a batch with `weak` images and `index`."""
+        device = self.classifier.device
+        if self.mode == "frozen":
+            return self.table[batch["index"]].to(device)
+        images = batch["weak"].to(device, non_blocking=True)
+        weights = self.average if self.mode == "ema" else {}
+        features = functional_call(self.clip.visual, weights, (images,))
+        return (F.normalize(features.float(), dim=-1) @ self.classifier.t()).argmax(1)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """After an optimiser step: let the average follow (mode `ema`)."""
+        if self.mode == "ema":
+            for name, parameter in self._layernorms().items():
+                self.average[name].lerp_(parameter, 1 - self.decay)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"average": self.average if self.mode == "ema" else {}, "table": self.table}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.table = state["table"]
+        self.average.update({name: tensor.to(self.classifier.device) for name, tensor in state["average"].items()})

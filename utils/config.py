@@ -1,0 +1,234 @@
+"""Configuration: defaults < data-set YAML < trainer YAML < flags given < trailing KEY VALUE options.
+
+Keys keep the names of Dassl and CoOp where those have one, so that their YAML files merge.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from .errors import InputError
+
+PROJECT = Path(__file__).resolve().parent.parent
+CHOICES = {
+    "TRAINER.NAME": ("LaFTer", "MultiLayerLaFTer"),
+    "MODEL.PRECISION": ("fp32", "fp16", "bf16"),
+    "TEXT.MODE": ("lafter", "templates_only", "cls_only", "zero_shot"),
+    "TRAIN.SUPERVISION": ("pseudo", "labels"),
+    "PSEUDO_LABEL.TEACHER": ("shared", "frozen", "ema"),
+    "PROMPT_INIT": ("uniform", "tokens"),
+    "MULTI_LAYER_PROMPT.MODE": ("append", "replace"),
+    "MULTI_LAYER_PROMPT.NGA": ("gaussian", "uniform", "last"),
+    "DATASET.LABEL_SOURCE": ("votes", "keyword"),
+    "DATASET.NEUTRAL": ("drop", "keep"),
+    "DATASET.DISTRIBUTION_STRATEGY": ("strategy1", "annotated", "json"),
+    "OPTIM.NAME": ("adamw", "adam", "sgd"),
+    "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
+}
+
+
+def default_config() -> CN:
+    """Every key with its default; what is not here is no key."""
+    cfg = CN()
+    cfg.SEED = 1
+    cfg.OUTPUT_DIR = "output"
+    cfg.EXP_NAME = ""  # "": seed<SEED>
+    cfg.LOG_DIR = ""  # where log.txt goes; "": the run's folder
+    cfg.RESUME = ""  # auto, a run folder or a checkpoint file
+    cfg.DEVICE = "auto"  # CUDA, else MPS, else CPU
+    cfg.MODEL = CN(dict(
+        BACKBONE=CN(dict(NAME="ViT-B/32", QUICK_GELU=True)),  # OpenCLIP's own ViTs: QUICK_GELU False
+        PRECISION="fp32", DOWNLOAD_ROOT=""))
+    cfg.DATASET = CN(dict(
+        NAME="", ROOT="data", DOWNLOAD=True, SPLIT_FILE="", TEST_FRACTION=0.3, VAL_FRACTION=0.1, NUM_SHOTS=-1,
+        CLASSNAMES=[],  # a list of names, or one text file with a name per line
+        LABEL_SOURCE="votes", NEUTRAL="drop",
+        DISTRIBUTION_STRATEGY="annotated", SIGMA_CONF=1.0, EPSILON=0.1, CIRCLE=[],
+        TEMPLATES=["a photo of a {}."], DESCRIPTIONS="", TEXT_FEATURES="", TEXT_FEATURES_TEMPLATE=""))
+    cfg.INPUT = CN(dict(
+        SIZE=None,  # None: the checkpoint's; an int or a pair of equal ints
+        INTERPOLATION="bicubic",
+        PIXEL_MEAN=[0.48145466, 0.4578275, 0.40821073], PIXEL_STD=[0.26862954, 0.26130258, 0.27577711],
+        TRANSFORMS=["random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur"]))
+    cfg.DATALOADER = CN(dict(NUM_WORKERS=2, TRAIN_X=CN(dict(BATCH_SIZE=50)), TEST=CN(dict(BATCH_SIZE=100))))
+    cfg.OPTIM = CN(dict(
+        NAME="adamw", LR=5e-4, WEIGHT_DECAY=0.01, MOMENTUM=0.9, MAX_EPOCH=50, ADAPTER_LR_SCALE=5.0, FUSION_LR_SCALE=0.1,
+        LR_SCHEDULER="cosine", WARMUP_EPOCH=3, STEPSIZE=[], GAMMA=0.1, ACCUMULATE=1, LABEL_SMOOTHING=0.1))
+    cfg.TEXT = CN(dict(MODE="lafter", EPOCHS=500, LR=1e-3, NOISE_STD=0.1, LABEL_SMOOTHING=0.1, CACHE_DIR="cache",
+                       SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}"))
+    cfg.TRAIN = CN(dict(SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1))
+    cfg.PSEUDO_LABEL = CN(dict(TEACHER="shared", EMA_DECAY=0.999))
+    cfg.PROMPT_INIT = "uniform"
+    cfg.PROMPT_INIT_IMAGES = 64  # unlabelled training images that `tokens` draws prompts from
+    cfg.PROMPT_NUM = 50  # LaFTer's; MultiLayerLaFTer has MULTI_LAYER_PROMPT.NUM per stage
+    cfg.MULTI_LAYER_PROMPT = CN(dict(
+        MODE="append", NUM=16, STAGES=[], NGA="gaussian", SIGMA=1.0, FUSION_START=0.97, CONSISTENCY=0.1,
+        PROGRESSIVE_TRAINING=True, WARMUP_EPOCHS=2, PROGRESSIVE_EPOCHS=3))
+    cfg.DUAL_TASK = CN(dict(ENABLED=False, LAMBDA=0.8, TEMPERATURE=1.0))
+    cfg.TRAINER = CN(dict(NAME="LaFTer"))
+    return cfg
+
+
+def load_config(dataset_file: str = "", trainer_file: str = "", flags: dict[str, object] | None = None,
+                options: Sequence[str] = ()) -> CN:
+    """Merge all sources in order, check the values and freeze.
+
+    `flags` maps keys to the values of the flags that were given. Without `trainer_file`, the trainer's
+    `default.yaml` and its file for the backbone are read from configs/trainers. Raises InputError for an
+    unknown key (with near matches), a wrong type or an invalid choice; FileNotFoundError for a missing YAML.
+    """
+    cfg = default_config()
+    named = {**(flags or {}), **_parse_options(options)}
+    if dataset_file:
+        _merge_file(cfg, find_config(dataset_file, "datasets"))
+    if trainer_file:
+        _merge_file(cfg, find_config(trainer_file, "trainers"))
+    else:
+        preview = copy.deepcopy(cfg)
+        _merge_values(preview, named, "flags")
+        for path in trainer_files(preview.TRAINER.NAME, preview.MODEL.BACKBONE.NAME):
+            _merge_file(cfg, path)
+    _merge_values(cfg, flags or {}, "flags")
+    _merge_values(cfg, _parse_options(options), "options")
+    check_config(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def find_config(name: str, kind: str) -> Path:
+    """A YAML by its path, from here or from the project's folder, or by the bare name of one in configs/<kind>."""
+    for path in (Path(name), PROJECT / name, PROJECT / "configs" / kind / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in (PROJECT / "configs" / kind).glob("*.yaml")))
+    raise FileNotFoundError(f"no configuration file {name}; names known in configs/{kind}: {known or 'none'}")
+
+
+def trainer_files(trainer: str, backbone: str) -> list[Path]:
+    """configs/trainers/<trainer>/default.yaml, then <backbone>.yaml (ViT-B/32 → vit_b32) where there is one."""
+    folder = PROJECT / "configs" / "trainers" / trainer
+    stem = Path(backbone).stem if Path(backbone).suffix else backbone
+    names = ("default", stem.lower().replace("-", "_").replace("/", "").replace("@", "_"))
+    return [folder / f"{name}.yaml" for name in names if (folder / f"{name}.yaml").is_file()]
+
+
+def resolve_path(name: str) -> Path:
+    """A path that a configuration names: from the working folder, or else from the project's."""
+    return Path(name) if Path(name).exists() or not (PROJECT / name).exists() else PROJECT / name
+
+
+def _parse_options(options: Sequence[str]) -> dict[str, object]:
+    if len(options) % 2:
+        raise InputError(f"trailing options come as KEY VALUE pairs, but {options[-1]!r} stands alone")
+    return {key: _parse_value(value) for key, value in zip(options[::2], options[1::2])}
+
+
+def _parse_value(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # such as "a photo: {}": a string as it stands
+
+
+def _merge_file(cfg: CN, path: Path) -> None:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold KEY: value pairs")
+    _merge_values(cfg, dict(_flatten(tree)), str(path))
+
+
+def _flatten(tree: dict, prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _merge_values(cfg: CN, values: dict[str, object], source: str) -> None:
+    known = dict(_flatten(cfg))
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3) or sorted(known)
+            raise InputError(f"unknown key {key} ({source}); valid: {', '.join(near)}")
+        *parents, leaf = key.split(".")
+        node = cfg
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = _coerce(key, value, known[key], source)
+
+
+def _coerce(key: str, value: object, old: object, source: str) -> object:
+    """The value in the type of the default: an int serves as a float, one name as a list of it."""
+    if isinstance(value, str) and not isinstance(old, str):
+        value = _decode(value)
+    if isinstance(value, tuple):
+        value = list(value)
+    if old is None:
+        return value
+    if isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # a name such as --exp-name 3
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, list) and isinstance(value, (str, int)):
+        return [value]
+    if type(value) is not type(old):
+        raise InputError(f"{key} must be a {type(old).__name__}, not {value!r} ({source})")
+    return value
+
+
+def _decode(text: str) -> object:
+    """Python literals that YAML leaves as strings: 5e-4, (224, 224)."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def check_config(cfg: CN) -> None:
+    """Choices and ranges; InputError names the key, the value and what is valid."""
+    values = dict(_flatten(cfg))
+    for key, valid in CHOICES.items():
+        if values[key] not in valid:
+            raise InputError(f"{key} is {values[key]!r}; valid: {', '.join(valid)}")
+    for key in ("OPTIM.LR", "TEXT.LR", "DATASET.SIGMA_CONF", "MULTI_LAYER_PROMPT.SIGMA", "DUAL_TASK.TEMPERATURE"):
+        if not values[key] > 0:
+            raise InputError(f"{key} is {values[key]}; it must be above 0")
+    for key in ("OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE",
+                "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ"):
+        if values[key] < 1:
+            raise InputError(f"{key} is {values[key]}; it must be at least 1")
+    for key in ("DUAL_TASK.LAMBDA", "DATASET.TEST_FRACTION", "DATASET.VAL_FRACTION", "PSEUDO_LABEL.EMA_DECAY",
+                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "MULTI_LAYER_PROMPT.FUSION_START"):
+        if not 0 <= values[key] <= 1:
+            raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
+    for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
+                "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
+                "MULTI_LAYER_PROMPT.CONSISTENCY"):
+        if values[key] < 0:
+            raise InputError(f"{key} is {values[key]}; it must not be negative")
+    if cfg.TEXT.SKIP and cfg.TRAIN.SUPERVISION == "pseudo":
+        raise InputError("without the text phase there is no pseudo-labeller: set TRAIN.SUPERVISION labels")
+    if not cfg.DATASET.NAME:
+        raise InputError("no data set was named: give --dataset-config-file, e.g. configs/datasets/demo.yaml")
+    image_size(cfg)
+
+
+def image_size(cfg: CN) -> int | None:
+    """INPUT.SIZE as one int, or None for the checkpoint's own; images are square."""
+    size = cfg.INPUT.SIZE
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise InputError(f"INPUT.SIZE is {cfg.INPUT.SIZE!r}; it must be a positive int or a pair of equal ones")
+    return size

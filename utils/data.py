@@ -1,0 +1,149 @@
+"""Samples, splits and loaders. What a sample carries, its distribution above all, travels with it through any order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .errors import InputError
+from .transforms import View
+
+UNKNOWN = -1  # the label of an image without one
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image. `distribution` is its annotated emotion distribution, one probability per class, if it has one."""
+
+    path: Path
+    label: int
+    classname: str
+    distribution: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set: `root` is the folder that its image paths are told relative to."""
+
+    name: str
+    root: Path
+    classnames: list[str]
+    train: list[Item]
+    val: list[Item]
+    test: list[Item]
+
+    def save(self, path: Path) -> None:
+        """Write the splits as JSON: class names and [relative path, label, class name, distribution] rows."""
+        rows = {split: [[item.path.relative_to(self.root).as_posix(), item.label, item.classname, item.distribution]
+                        for item in getattr(self, split)] for split in ("train", "val", "test")}
+        text = json.dumps({"name": self.name, "classnames": self.classnames, **rows}, indent=None)
+        path.write_text(text.replace("]], ", "]],\n").replace("], [", "],\n["), encoding="utf-8")
+
+
+def load_splits(path: Path, root: Path) -> Splits:
+    """Read what `Splits.save` wrote. Raises InputError for a damaged file or an image that is not under `root`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        splits = {split: [Item(root / row[0], int(row[1]), row[2], tuple(row[3]) if row[3] else None)
+                          for row in data[split]] for split in ("train", "val", "test")}
+        result = Splits(data["name"], root, data["classnames"], **splits)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no split file of this project: {error!r}") from error
+    check_images([item for split in splits.values() for item in split])
+    return result
+
+
+def check_images(items: Sequence[Item]) -> None:
+    """InputError that names the first image file that is not there, and counts the others."""
+    missing = [item.path for item in items if not item.path.is_file()]
+    if missing:
+        raise InputError(f"image {missing[0]} is missing" + (f" ({len(missing)} in all)" if len(missing) > 1 else "")
+                         + "; restore it or correct the annotation")
+
+
+def carve(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """(rest, part): a seeded draw of `fraction` of each class, both in the original order."""
+    rng = np.random.default_rng(seed)
+    chosen: set[int] = set()
+    for label in sorted({item.label for item in items}):
+        members = [i for i, item in enumerate(items) if item.label == label]
+        chosen.update(rng.permutation(members)[: round(fraction * len(members))].tolist())
+    return ([item for i, item in enumerate(items) if i not in chosen],
+            [item for i, item in enumerate(items) if i in chosen])
+
+
+def few_shot(items: Sequence[Item], shots: int, seed: int) -> list[Item]:
+    """`shots` items of each class, drawn with the seed; a class with fewer gives all that it has."""
+    rng = np.random.default_rng(seed)
+    chosen: set[int] = set()
+    for label in sorted({item.label for item in items}):
+        members = [i for i, item in enumerate(items) if item.label == label]
+        chosen.update(rng.permutation(members)[:shots].tolist())
+    return [item for i, item in enumerate(items) if i in chosen]
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image in RGB; InputError that names a file which cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for damaged files
+        raise InputError(f"cannot read image {path} ({error}); replace or remove it") from error
+
+
+class ImageDataset(Dataset):
+    """Items as dictionaries: each of `views` by its name, `label`, `index` and, where annotated, `distribution`.
+
+    Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch and
+    the index alone, so neither the order nor the number of workers changes an image.
+    """
+
+    def __init__(self, items: Sequence[Item], views: dict[str, View], seed: int = 0):
+        self.items, self.views, self.seed = list(items), views, seed
+        self.annotated = bool(items) and all(item.distribution is not None for item in items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
+        epoch, index = key
+        item = self.items[index]
+        image = read_image(item.path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
+            sample = {name: view(image) for name, view in self.views.items()}
+        sample |= {"label": item.label, "index": index}
+        if self.annotated:
+            sample["distribution"] = torch.tensor(item.distribution, dtype=torch.float32)
+        return sample
+
+
+class EpochSampler(Sampler):
+    """(epoch, index) keys, shuffled anew in each epoch by the seed, or in order."""
+
+    def __init__(self, size: int, seed: int, shuffle: bool):
+        self.size, self.seed, self.shuffle, self.epoch = size, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.size) if self.shuffle else np.arange(self.size)
+        return iter([(self.epoch, int(index)) for index in order])
+
+
+def build_loader(items: Sequence[Item], views: dict[str, View], batch_size: int, workers: int, seed: int = 0,
+                 shuffle: bool = False) -> DataLoader:
+    """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch."""
+    workers = min(workers, -(-len(items) // batch_size))  # a worker without a batch would only cost its start
+    return DataLoader(ImageDataset(items, views, seed), batch_size=batch_size, num_workers=workers,
+                      sampler=EpochSampler(len(items), seed, shuffle), persistent_workers=workers > 0,
+                      pin_memory=torch.cuda.is_available())

@@ -1,0 +1,9 @@
+"""Errors that the program answers with one clear line."""
+
+
+class InputError(ValueError):
+    """The user's input is wrong; the message names it and the mend."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, for instance because the loss is not finite; the message says where and why."""
