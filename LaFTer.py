@@ -10,6 +10,7 @@ import logging
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -208,9 +209,15 @@ def environment(clip_model: CLIP) -> dict[str, object]:
             "threads": torch.get_num_threads()}
 
 
-if __name__ == "__main__":
+def exit_with_message(program: Callable[[], object]) -> None:
+    """Run a program; what the user can mend ends it with one line and exit status 1."""
     try:
-        main()
+        program()
     except (InputError, clip.ClipError, FileNotFoundError, TrainingError) as error:
         # an error from a loader's process arrives with that process's traceback; its last line is the message
-        sys.exit(f"LaFTer: {str(error).strip().splitlines()[-1]}")
+        message = str(error).strip().splitlines()[-1]
+        sys.exit(f"error: {message.removeprefix('utils.errors.InputError: ')}")
+
+
+if __name__ == "__main__":
+    exit_with_message(main)

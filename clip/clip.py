@@ -1,0 +1,163 @@
+"""Finding, downloading and loading CLIP checkpoints, and the image transform that belongs to them."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import torch
+from PIL import Image
+from torchvision import transforms
+from tqdm import tqdm
+
+from .checkpoint import read_state_dict, weights_hash
+from .errors import ClipError
+from .model import CLIP, build_model
+
+__all__ = ["CLIP_MEAN", "CLIP_STD", "available_models", "download", "image_transform", "load", "weights_hash"]
+
+log = logging.getLogger(__name__)
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SOURCE = "https://openaipublic.azureedge.net/clip/models"  # /<SHA-256>/<file>
+MODELS = {
+    "ViT-B/32": ("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt"),
+    "ViT-B/16": ("5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "ViT-B-16.pt"),
+    "ViT-L/14": ("b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "ViT-L-14.pt"),
+    "ViT-L/14@336px": ("3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "ViT-L-14-336px.pt"),
+}
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+CHUNK = 1 << 18
+
+
+def available_models() -> list[str]:
+    """The names that `load` knows: OpenAI's four vision transformers."""
+    return list(MODELS)
+
+
+def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_root: str | Path | None = None, *,
+         precision: str = "fp32", image_size: int | None = None,
+         stage_boundaries: Sequence[Sequence[int]] | None = None,
+         quick_gelu: bool = True) -> tuple[CLIP, transforms.Compose]:
+    """A CLIP in evaluation mode and the transform for its images.
+
+    `name_or_path` is one of `available_models()`, downloaded once to `download_root` (~/.cache/clip), or a
+    checkpoint file. `precision`: fp32, fp16 or bf16. `image_size` in pixels, if not the checkpoint's.
+    `quick_gelu=False` is for OpenCLIP's checkpoints with the plain GELU. Raises FileNotFoundError for a missing
+    file, ClipError for an unknown name, a failed download, and a file that is damaged or does not fit.
+    """
+    path = _find_checkpoint(name_or_path, Path(download_root or "~/.cache/clip").expanduser())
+    state = read_state_dict(path)
+    try:
+        model = build_model(state, image_size=image_size, stage_boundaries=stage_boundaries, quick_gelu=quick_gelu)
+    except ClipError as error:
+        raise ClipError(f"{path}: {error}") from error
+    if not model.has_text:
+        log.warning("%s is an image tower without a text tower: the text phase, zero-shot and label-free "
+                    "pseudo-labels need DATASET.TEXT_FEATURES", path)
+    return model.set_precision(precision).to(device), image_transform(model.visual.input_resolution)
+
+
+def image_transform(size: int) -> transforms.Compose:
+    """PIL image → normalised tensor [3, size, size]: bicubic on the short side, centre crop."""
+    return transforms.Compose([
+        _to_rgb,
+        transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True),
+        transforms.CenterCrop(size),
+        transforms.ToTensor(),
+        transforms.Normalize(CLIP_MEAN, CLIP_STD),
+    ])
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def _find_checkpoint(name_or_path: str | Path, root: Path) -> Path:
+    name, path = str(name_or_path), Path(name_or_path)
+    if name in MODELS:
+        sha256, file = MODELS[name]
+        target = root / file
+        if target.is_file():
+            if file_sha256(target) == sha256:
+                return target
+            log.warning("%s is damaged (its SHA-256 is not the published one); downloading it again", target)
+        return download(f"{SOURCE}/{sha256}/{file}", sha256, target)
+    if path.exists():
+        return path
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    raise ClipError(f"unknown model {name!r}; valid: {', '.join(MODELS)}, or the path of a checkpoint file")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def download(url: str, sha256: str, target: str | Path, *, timeout: float = 30.0, attempts: int = 3) -> Path:
+    """Fetch `url` to `target` and check its SHA-256; nothing but the right bytes ever has the final name.
+
+    The bytes gather in `<target>.part`, and a later attempt or call goes on where the last one stopped.
+    `timeout` is in seconds without any byte. Proxies are taken from the environment. Raises ClipError with the
+    reason and what to do without a network.
+    """
+    target = Path(target)
+    part = target.with_name(target.name + ".part")
+    failure: object = None
+    log.info("downloading %s to %s", url, target)
+    for _ in range(attempts):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            resumed = _fetch(url, part, timeout)
+            found = file_sha256(part)
+            if found == sha256:
+                os.replace(part, target)
+                return target
+            part.unlink()
+        except (OSError, http.client.HTTPException) as error:
+            failure = error
+            if isinstance(error, HTTPError) and error.code < 500:
+                break  # asking again changes nothing
+        else:
+            failure = f"the SHA-256 of what came is {found}, but {sha256} was expected"
+            if not resumed:
+                break
+    raise ClipError(f"could not download {url} ({failure}). Without a network: fetch this file elsewhere and put it "
+                    f"at {target}, or give the path of a checkpoint in place of the model's name")
+
+
+def _fetch(url: str, part: Path, timeout: float) -> bool:
+    """Bring `part` to its full length; True if bytes of an earlier attempt were kept."""
+    start = part.stat().st_size if part.exists() else 0
+    try:
+        response = urlopen(Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=timeout)
+    except HTTPError as error:
+        if start and error.code == 416:
+            return True  # nothing is left to fetch; the SHA-256 decides
+        raise
+    with response:
+        resumed = response.status == 206
+        if not resumed:
+            start = 0  # the server sends the whole file
+        length = response.headers["Content-Length"]
+        total = start + int(length) if length else None
+        with open(part, "ab" if resumed else "wb") as file, \
+                tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
+            while chunk := response.read1(CHUNK):
+                start += file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and start < total:
+        raise ConnectionError(f"the connection ended after {start:,} of {total:,} bytes")
+    return resumed

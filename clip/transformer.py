@@ -1,0 +1,156 @@
+"""Transformer blocks in the layout of OpenAI's CLIP, and the transformer that takes prompts stage by stage.
+
+Sequences are batch first: [batch, tokens, width].
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ClipError
+from .stages import check_stages, default_stages
+
+PROMPT_MODES = ("append", "replace")
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in fp32 whatever the precision around it; its weights stay fp32 too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with nn.MultiheadAttention's parameter names."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [batch, heads, tokens, 64]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, quick_gelu: bool = True):
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(width, 4 * width),
+            gelu=QuickGELU() if quick_gelu else nn.GELU(),
+            c_proj=nn.Linear(4 * width, width),
+        ))
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), attn_mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; `attn_mask` is additive, [tokens, tokens], cut to the length of the input."""
+
+    def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None, quick_gelu: bool = True):
+        super().__init__()
+        self.width, self.layers = width, layers
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, quick_gelu) for _ in range(layers))
+        self.register_buffer("attn_mask", attn_mask, persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """CLIP's own initialisation: residual branches shrink with depth."""
+        std = self.width ** -0.5
+        for block in self.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=std)
+            nn.init.normal_(block.attn.out_proj.weight, std=std * (2 * self.layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=std * (2 * self.layers) ** -0.5)
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        tokens = x.shape[1]
+        return None if self.attn_mask is None else self.attn_mask[:tokens, :tokens].to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self._mask(x)
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x
+
+
+class MultiLayerTransformer(Transformer):
+    """A transformer whose layers form stages; each stage may get its own prompt tokens at its start.
+
+    `stage_boundaries` is a list of lists of 0-based layer indices: contiguous, in order, every layer once
+    (`clip.stages.default_stages` if not given).
+    """
+
+    def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None,
+                 stage_boundaries: Sequence[Sequence[int]] | None = None, quick_gelu: bool = True):
+        super().__init__(width, layers, heads, attn_mask, quick_gelu)
+        self.stage_boundaries = check_stages(stage_boundaries or default_stages(layers), layers)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stage_boundaries)
+
+    def _inject_prompt_at_stage(self, x: Tensor, stage_prompt: Tensor) -> Tensor:
+        """Put `stage_prompt` [1 or batch, n, width] after CLS and before all other tokens of x."""
+        prompt = stage_prompt.to(dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+        return torch.cat([x[:, :1], prompt, x[:, 1:]], dim=1)
+
+    def forward(self, x: Tensor, multi_prompts: Sequence[Tensor | None] | None = None,
+                prompt_mode: str = "append") -> tuple[Tensor, list[list[Tensor]]]:
+        """Run all stages on x [batch, tokens, width].
+
+        `multi_prompts` has one entry per stage; None injects nothing there. In mode `append` the prompts of
+        all stages stay in the sequence; in mode `replace` a stage's prompts take the place of those before
+        (VPT-deep, Jia et al., 2022). Returns the final tokens and, for each stage, the CLS feature
+        [batch, width] after each of its layers. Raises ClipError for a wrong count of prompts or mode.
+        """
+        prompts = [None] * self.num_stages if multi_prompts is None else list(multi_prompts)
+        if len(prompts) != self.num_stages:
+            raise ClipError(f"{len(prompts)} stage prompts were given for {self.num_stages} stages; give one each")
+        if prompt_mode not in PROMPT_MODES:
+            raise ClipError(f"unknown prompt mode {prompt_mode!r}; valid: {', '.join(PROMPT_MODES)}")
+        present, stage_outputs = 0, []
+        for layers, prompt in zip(self.stage_boundaries, prompts):
+            if prompt is not None:
+                if prompt_mode == "replace" and present:
+                    x = torch.cat([x[:, :1], x[:, 1 + present:]], dim=1)
+                x, present = self._inject_prompt_at_stage(x, prompt), prompt.shape[1]
+            outputs = []
+            for layer in layers:
+                x = self.resblocks[layer](x, self._mask(x))
+                outputs.append(x[:, 0])
+            stage_outputs.append(outputs)
+        return x, stage_outputs
+
+    def stage_inputs(self, x: Tensor) -> list[Tensor]:
+        """The tokens [batch, tokens, width] that reach the start of each stage when no prompts are given."""
+        inputs = []
+        for layers in self.stage_boundaries:
+            inputs.append(x)
+            for layer in layers:
+                x = self.resblocks[layer](x, self._mask(x))
+        return inputs

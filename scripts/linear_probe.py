@@ -1,0 +1,96 @@
+"""A linear probe on the frozen plain encoder: the yardstick that tuning has to beat, on the same split.
+
+    python scripts/linear_probe.py --dataset-config-file emotion6 --root data --backbone weights/vitb16_image_int8.pt \
+        --seed 1 INPUT.SIZE 112
+
+Takes LaFTer.py's flags and `--targets labels|votes`: what the probe learns. Its record lies beside the trainers' runs,
+as OUTPUT_DIR/<dataset>/LinearProbe/<backbone>/<targets>-<exp-name or seed>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
+
+from LaFTer import build_loaders, environment, exit_with_message, load_clip
+from trainers.plain import plain_features
+from utils.config import load_config
+from utils.datasets import load_dataset
+from utils.errors import InputError
+from utils.flags import parse_flags
+from utils.logs import start_logging
+from utils.metrics import score
+from utils.record import Run, run_folder
+from utils.results import format_summary
+
+log = logging.getLogger("linear_probe")
+WEIGHT_DECAYS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+
+
+def fit_probe(features: Tensor, targets: Tensor, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression by L-BFGS: (weight [classes, d], bias [classes]).
+
+    features [n, d] of unit length; targets [n, classes], each row a distribution. Minimises the mean cross-entropy
+    plus weight_decay · ‖weight‖².
+    """
+    weight = torch.zeros(targets.shape[1], features.shape[1], requires_grad=True)
+    bias = torch.zeros(targets.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(features @ weight.t() + bias, targets) + weight_decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Fit a probe for each weight decay, choose by validation accuracy, score it on the test split."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--targets", choices=("labels", "votes"), default="labels")
+    own, rest = parser.parse_known_args(argv)
+    flags = parse_flags(rest)
+    cfg = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
+    splits = load_dataset(cfg)
+    folder = run_folder(cfg, splits.name, trainer="LinearProbe")
+    run = Run(folder.with_name(f"{own.targets}-{folder.name}"), resume=True)
+    with start_logging(run.folder):
+        clip_model = load_clip(cfg)
+        loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
+        data = {split: plain_features(clip_model, loaders[name], split)
+                for split, name in (("train", "plain"), ("val", "val"), ("test", "test"))}
+        if own.targets == "votes" and "distributions" not in data["train"]:
+            raise InputError("--targets votes needs a data set with annotated distributions")
+        one_hot = F.one_hot(data["train"]["labels"], len(splits.classnames)).float()
+        targets = data["train"]["distributions"] if own.targets == "votes" else one_hot
+        scored = {}
+        for weight_decay in WEIGHT_DECAYS:
+            weight, bias = fit_probe(data["train"]["features"], targets, weight_decay)
+            scored[weight_decay] = {split: score((columns["features"] @ weight.t() + bias).softmax(-1),
+                                                 *list(columns.values())[1:])
+                                    for split, columns in data.items() if split != "train"}
+        best = max(WEIGHT_DECAYS, key=lambda weight_decay: scored[weight_decay]["val"]["top1"])
+        result = {"dataset": splits.name, "trainer": "LinearProbe", "backbone": cfg.MODEL.BACKBONE.NAME,
+                  "seed": cfg.SEED, "supervision": "labels", "targets": own.targets, "weight_decay": best,
+                  "classnames": splits.classnames, "environment": environment(clip_model),
+                  "splits": {split: {"tuned": metrics} for split, metrics in scored[best].items()}}
+        run.start(cfg, splits)
+        run.finish(result)
+        log.info("weight decay %g, chosen on validation", best)
+        log.info(format_summary(result))
+    return result
+
+
+if __name__ == "__main__":
+    exit_with_message(main)
