@@ -5,9 +5,9 @@ Parameter names are those of OpenAI's checkpoints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from .errors import ClipError
 from .transformer import LayerNorm, MultiLayerTransformer, Transformer
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 class VisualTransformer(nn.Module):
@@ -79,10 +80,10 @@ class CLIP(nn.Module):
         self.embed_dim, self.context_length = embed_dim, context_length
         self.visual = VisualTransformer(image_resolution, vision_patch_size, vision_width, vision_layers,
                                         vision_width // 64, embed_dim, stage_boundaries, quick_gelu)
-        self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
         if self.has_text:
-            causal = torch.full((context_length, context_length), float("-inf")).triu_(1)
-            self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads, causal, quick_gelu)
+            self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads,
+                                           causal_mask(context_length), quick_gelu)
             self.token_embedding = nn.Embedding(vocab_size, transformer_width)
             self.positional_embedding = nn.Parameter(0.01 * torch.randn(context_length, transformer_width))
             self.ln_final = LayerNorm(transformer_width)
@@ -151,11 +152,19 @@ def build_model(state_dict: dict[str, Tensor], *, image_size: int | None = None,
         state["visual.positional_embedding"] = resize_positional_embedding(
             state["visual.positional_embedding"], image_size, sizes["vision_patch_size"])
         sizes["image_resolution"] = image_size
-    model = CLIP(**sizes, stage_boundaries=stage_boundaries, quick_gelu=quick_gelu)
-    if not sizes["context_length"]:
-        state.setdefault("logit_scale", model.logit_scale.detach())  # an image tower alone need not carry it
+    with torch.device("meta"):  # no weights are drawn only to be overwritten
+        model = CLIP(**sizes, stage_boundaries=stage_boundaries, quick_gelu=quick_gelu)
+    if model.has_text:
+        model.transformer.attn_mask = causal_mask(model.context_length)
+    else:
+        state.setdefault("logit_scale", torch.tensor(INITIAL_LOGIT_SCALE))  # an image tower alone need not carry it
     _load_strictly(model, state)
     return model.eval()
+
+
+def causal_mask(length: int) -> Tensor:
+    """Additive mask [length, length]: a token sees itself and those before it."""
+    return torch.full((length, length), float("-inf")).triu_(1)
 
 
 def _infer_sizes(state: dict[str, Tensor]) -> dict[str, int]:
@@ -166,6 +175,10 @@ def _infer_sizes(state: dict[str, Tensor]) -> dict[str, int]:
     missing = [name for name in required if name not in state]
     if missing:
         raise ClipError(f"not a CLIP checkpoint in OpenAI's layout: missing keys {', '.join(missing)}")
+    for name, ndim in zip(required, (4, 2, 2, 2, 2)):
+        if state[name].ndim != ndim:
+            raise ClipError(f"the checkpoint does not fit CLIP's layout: {name} has {state[name].ndim} dimensions, "
+                            f"not {ndim}")
     width, _, _, patch = state["visual.conv1.weight"].shape
     grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
     context, vocab, text_width = 0, 0, 0
@@ -191,7 +204,7 @@ def _load_strictly(model: CLIP, state: dict[str, Tensor]) -> None:
              if names]
     if wrong:
         raise ClipError(f"the checkpoint does not fit CLIP's layout: {'; '.join(wrong)}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
 
 
 def resize_positional_embedding(embedding: Tensor, image_size: int, patch_size: int) -> Tensor:

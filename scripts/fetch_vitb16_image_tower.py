@@ -27,6 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, the project's folder is not there
 
+from clip.checkpoint import weights_hash  # noqa: E402
 from clip.model import build_model  # noqa: E402
 
 log = logging.getLogger("fetch_vitb16_image_tower")
@@ -149,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     log.info("wrote %s: %d tensors, %.1f M parameters (ViT-B/16 image tower, int8-rounded)", args.out, len(state),
              sum(tensor.numel() for tensor in state.values()) / 1e6)
-    log.info("SHA-256 %s", hashlib.sha256(args.out.read_bytes()).hexdigest())
+    log.info("SHA-256 of the file %s", hashlib.sha256(args.out.read_bytes()).hexdigest())
+    log.info("SHA-256 of the weights %s (clip.weights_hash)", weights_hash(state))
     return 0
 
 

@@ -111,6 +111,9 @@ HEADS = (
     "someone who feels {adj}", "this face looks {adj}", "this person is {adj}", "the emotion is {noun}", "the emotion of {noun}",
     "{noun}", "{adj}", "a painting of {noun}", "a sketch of {an_adj} face", "an image that evokes {noun}",
     "a picture that makes people feel {noun}", "a portrait of {an_adj} person", "an illustration of {noun}",
+    "a human face filled with {noun}", "the face of someone who is {adj}", "a head drawn to look {adj}", "how {noun} looks",
+    "a feeling of {noun}", "a face marked by {noun}", "{noun} on a cartoon face", "an emoji of {noun}", "{an_adj} look",
+    "the features of {an_adj} face", "a clear sign of {noun}", "this character seems {adj} and shows {noun}",
 )
 
 

@@ -1,0 +1,270 @@
+"""The training loop: its losses, accumulation, failures, and that an interrupted run continues bit by bit."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from LaFTer import build_loaders
+from trainers.build import build_student, build_training
+from trainers.engine import choose_labels, evaluate, fit, predict, step_loss, train_one_epoch, tuned_state, update
+from trainers.objective import Objective
+from utils.checkpoint import find_checkpoint, load_checkpoint
+from utils.data import UNKNOWN
+from utils.datasets import load_dataset
+from utils.errors import InputError, TrainingError
+from utils.record import Run
+
+CLASSNAMES = ["blue", "green", "red"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder data set: three classes, 8 training and 4 test images each, of 8 to 32 px."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate(CLASSNAMES):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 160, (*rng.integers(8, 33, 2), 3), dtype=np.uint8)
+                pixels[..., label] += 60
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def prepare(root, make_clip, make_cfg):
+    """prepare(trainer, {"KEY": value}, Objective) → all that `fit` takes, as a fresh start of the program makes it."""
+
+    def prepare(trainer: str, values=None, objective=Objective) -> SimpleNamespace:
+        cfg = make_cfg({"DATASET.ROOT": str(root), "DATASET.VAL_FRACTION": 0.25, "DATALOADER.NUM_WORKERS": 0,
+                        "DATALOADER.TRAIN_X.BATCH_SIZE": 5, "PROMPT_NUM": 4, "MULTI_LAYER_PROMPT.NUM": 2,
+                        "MULTI_LAYER_PROMPT.WARMUP_EPOCHS": 1, "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS": 2,
+                        "OPTIM.MAX_EPOCH": 4, "OPTIM.LR": 5e-3, **(values or {})}, trainer)
+        clip_model = make_clip(4).set_precision(cfg.MODEL.PRECISION)
+        loaders = build_loaders(cfg, load_dataset(cfg), 32)
+        common = F.normalize(torch.cat([clip_model.encode_image(b["weak"]) for b in loaders["plain"]]).float().mean(0),
+                             dim=0)
+        classifier = torch.randn(3, 32)
+        classifier -= (classifier @ common)[:, None] * common  # so that images fall into several classes
+        model = build_student(cfg, clip_model, classifier, 3, loaders["plain"])
+        training, criterion = build_training(cfg, clip_model, model, classifier, {"trainer": trainer})
+        if training.teacher:
+            training.teacher.prepare(loaders["plain"])
+        return SimpleNamespace(cfg=cfg, model=model, training=training, loaders=loaders,
+                               evaluation={split: loaders[split] for split in ("val", "test")},
+                               objective=objective(criterion, cfg, CLASSNAMES))
+
+    return prepare
+
+
+def fit_in(folder, parts: SimpleNamespace, resume: bool = False) -> tuple[Run, dict]:
+    run = Run(folder, resume)
+    if resume:
+        parts.training.load(find_checkpoint(folder))
+        run.rewind(parts.training.epoch)
+    return run, fit(parts.training, parts.objective, parts.loaders["train"], parts.evaluation, parts.cfg, run)
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equal to the last bit, through dictionaries and lists."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}/{index}")
+    else:
+        assert a == b, where
+
+
+def timeless(value: object) -> object:
+    """Without the seconds that it took."""
+    if isinstance(value, dict):
+        return {key: timeless(content) for key, content in value.items() if key != "train_seconds"}
+    return value
+
+
+class PowerCut(Exception):
+    """The machine stops."""
+
+
+class Interrupted(Objective):
+    """An objective under which the eighth batch is never finished: 18 images in batches of 5 are 4 steps an epoch."""
+
+    calls, last = 0, 4 * 2 + 1
+
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls > self.last:
+            raise PowerCut
+        return super().__call__(*args)
+
+
+@pytest.mark.parametrize("trainer, values", [
+    ("LaFTer", {"PSEUDO_LABEL.TEACHER": "shared"}),
+    ("LaFTer", {"TRAIN.SUPERVISION": "labels", "OPTIM.NAME": "sgd", "OPTIM.LR_SCHEDULER": "multistep",
+                "OPTIM.WARMUP_EPOCH": 1, "OPTIM.STEPSIZE": [3]}),
+    ("MultiLayerLaFTer", {"PSEUDO_LABEL.TEACHER": "ema", "PSEUDO_LABEL.EMA_DECAY": 0.9, "OPTIM.LR_SCHEDULER": "coslr",
+                          "OPTIM.WARMUP_EPOCH": 1}),
+    ("MultiLayerLaFTer", {"PSEUDO_LABEL.TEACHER": "frozen", "MULTI_LAYER_PROMPT.MODE": "replace"}),
+])
+def test_an_interrupted_run_continues_to_the_same_last_bit(prepare, tmp_path, trainer, values):
+    whole = prepare(trainer, values)
+    start = tuned_state(whole.model)
+    whole_run, whole_rows = fit_in(tmp_path / "whole", whole)
+
+    with pytest.raises(PowerCut):
+        fit_in(tmp_path / "cut", prepare(trainer, values, Interrupted))
+    assert find_checkpoint(tmp_path / "cut").name == "epoch0002.pt"
+    rest = prepare(trainer, values)
+    rest_run, rest_rows = fit_in(tmp_path / "cut", rest, resume=True)
+
+    assert all(not torch.equal(tensor, start[name]) for name, tensor in tuned_state(whole.model).items())
+    assert_same(tuned_state(rest.model), tuned_state(whole.model))
+    assert [row["epoch"] for row in whole_run.rows()] == [0, 1, 2, 3, 4]
+    assert_same([timeless(row) for row in rest_run.rows()], [timeless(row) for row in whole_run.rows()])
+    assert timeless(rest_rows["best"]) == timeless(whole_rows["best"])
+    for name in ("epoch0004.pt", "best.pt"):
+        states = [load_checkpoint(run.checkpoints / name, {"trainer": trainer}) for run in (rest_run, whole_run)]
+        assert_same(*map(timeless, states), name)
+
+
+def test_a_runs_rows(prepare, tmp_path):
+    parts = prepare("MultiLayerLaFTer")
+    run, result = fit_in(tmp_path / "run", parts)
+    untrained, *rows = run.rows()
+    assert set(untrained) == {"epoch", "val", "test"}
+    assert [row["active_stages"] for row in rows] == [[3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert [row["lr"]["prompts"] for row in rows] == pytest.approx([5e-4, 2e-3, 3.5e-3, 5e-3])
+    assert [row["lr"]["adapter"] for row in rows] == pytest.approx([25e-4, 10e-3, 17.5e-3, 25e-3])
+    assert ["consistency" in row for row in rows] == [False, True, True, True]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["cross_entropy"] + row.get("consistency", 0.0))
+        assert 0 <= row["pseudo_label_accuracy"] <= 1
+        assert sum(row["stage_weights"]) == pytest.approx(1) and len(row["sigma"]) == 4
+    assert_same(json.loads(json.dumps(result["last"])), rows[-1])
+    assert result["best"] == max(rows, key=lambda row: row["val"]["top1"])  # the first of equals; never by test
+    assert result["untrained"] == untrained
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.pt", "epoch0004.pt"]
+    assert_same(evaluate(parts.model, parts.evaluation), {split: rows[-1][split] for split in ("val", "test")})
+
+
+def test_the_epochs_loss_and_accuracy_are_means_over_the_images(prepare):
+    """18 images in batches of 5, 5, 5 and 3, at a rate that changes nothing."""
+    parts = prepare("MultiLayerLaFTer", {"OPTIM.LR": 1e-12, "PSEUDO_LABEL.TEACHER": "frozen"})
+    parts.training.epoch = 3
+    parts.model.start_epoch(3)
+    row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+    samples = [parts.loaders["train"].dataset[3, index] for index in range(18)]  # the views of this epoch
+    prediction = parts.model(torch.stack([sample["strong"] for sample in samples]))
+    labels = parts.training.teacher.table
+    expected = F.cross_entropy(prediction.logits, labels, label_smoothing=0.1).item()
+    assert row["cross_entropy"] == pytest.approx(expected, abs=1e-5)
+    shallow, deep = (torch.stack(list(part)) for part in (prediction.stage_logits[:-1], prediction.stage_logits[1:]))
+    divergence = (deep.softmax(-1) * (deep.log_softmax(-1) - shallow.log_softmax(-1))).sum(-1).mean().item()
+    assert row["consistency"] == pytest.approx(0.1 * divergence, abs=1e-5)
+    right = labels == torch.tensor([sample["label"] for sample in samples])
+    assert row["pseudo_label_accuracy"] == pytest.approx(right.float().mean().item())
+
+
+@pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])
+def test_two_accumulated_halves_are_one_full_batch(prepare, trainer):
+    states = []
+    for size, accumulate in ((18, 1), (9, 2)):
+        parts = prepare(trainer, {"DATALOADER.TRAIN_X.BATCH_SIZE": size, "OPTIM.ACCUMULATE": accumulate,
+                                  "OPTIM.NAME": "sgd", "OPTIM.LR": 0.1, "OPTIM.LR_SCHEDULER": "none"})
+        before = tuned_state(parts.model)
+        parts.model.start_epoch(3)
+        train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+        states.append({name: tensor - before[name] for name, tensor in tuned_state(parts.model).items()})
+    for name, change in states[0].items():
+        assert change.any(), name
+        assert (states[1][name] - change).norm() < 1e-3 * change.norm() + 1e-6, name
+
+
+def test_leftover_batches_are_a_step_of_their_own(prepare):
+    """Four batches, three to a step: two steps, the second with the gradient of the last batch alone."""
+    parts = prepare("LaFTer", {"OPTIM.ACCUMULATE": 3})
+    train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+    steps = {state["step"].item() for state in parts.training.optimizer.state.values()}
+    assert steps == {2}
+    assert all(parameter.grad is None for parameter in parts.model.parameters())
+
+
+@pytest.mark.parametrize("trainer, poisoned, named", [("LaFTer", "adapter.weight", "cross_entropy"),
+                                                      ("MultiLayerLaFTer", "stage_fusion", "cross_entropy"),
+                                                      ("MultiLayerLaFTer", "multi_prompts.0", "consistency")])
+def test_a_loss_that_is_not_finite_stops_by_name_and_changes_nothing(prepare, trainer, poisoned, named):
+    parts = prepare(trainer)
+    parts.training.epoch = 3
+    parts.model.start_epoch(3)
+    with torch.no_grad():
+        parts.model.get_parameter(poisoned).fill_(float("nan"))
+    before = {name: tensor.nan_to_num() for name, tensor in tuned_state(parts.model).items()}
+    with pytest.raises(TrainingError, match=f"epoch 4, step 1: .*{named}.*learning rates: .*prompts") as error:
+        train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+    assert ("consistency" in str(error.value)) == (poisoned == "multi_prompts.0")  # what is finite is not blamed
+    assert_same({name: tensor.nan_to_num() for name, tensor in tuned_state(parts.model).items()}, before)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])
+def test_half_precision_trains(prepare, trainer, precision):
+    parts = prepare(trainer, {"MODEL.PRECISION": precision})
+    parts.model.start_epoch(3)
+    before = tuned_state(parts.model)
+    for _ in range(3):  # the scaler may skip steps until its scale fits
+        row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+        assert np.isfinite(row["loss"])
+    after = tuned_state(parts.model)
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in after.values())
+    assert not [name for name in after if torch.equal(after[name], before[name])]
+
+
+def test_two_crops_are_averaged(prepare):
+    parts = prepare("LaFTer", {"TRAIN.SUPERVISION": "labels", "TRAIN.AUGMENT": True, "TRAIN.TWO_CROPS": True})
+    batch = next(iter(parts.loaders["train"]))
+    assert not torch.equal(batch["strong"], batch["strong2"])
+    labels = choose_labels(parts.training, batch)
+    assert torch.equal(labels, batch["label"])
+    losses = [F.cross_entropy(parts.model(batch[view]).logits, labels, label_smoothing=0.1)
+              for view in ("strong", "strong2")]
+    found = step_loss(parts.model, parts.objective, labels, batch)
+    assert found["cross_entropy"].item() == pytest.approx((losses[0].item() + losses[1].item()) / 2, rel=1e-5)
+    found["cross_entropy"].backward()
+    update(parts.training)
+
+
+def test_labels_mode_refuses_images_without_a_label(prepare):
+    parts = prepare("LaFTer", {"TRAIN.SUPERVISION": "labels"})
+    assert parts.training.teacher is None
+    with pytest.raises(InputError, match="TRAIN.SUPERVISION"):
+        choose_labels(parts.training, {"label": torch.tensor([0, UNKNOWN])})
+
+
+def test_prediction_keeps_the_order_of_the_images(prepare):
+    parts = prepare("MultiLayerLaFTer")
+    outputs = predict(parts.model, parts.loaders["test"])
+    views = torch.stack([parts.loaders["test"].dataset[0, index]["weak"] for index in range(12)])
+    assert torch.allclose(outputs["probabilities"], parts.model(views).logits.softmax(-1), atol=1e-5)
+    assert outputs["labels"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(prepare, tmp_path):
+    fit_in(tmp_path / "run", prepare("LaFTer", {"OPTIM.MAX_EPOCH": 1}))
+    other = prepare("MultiLayerLaFTer")
+    with pytest.raises(InputError, match="another trainer: 'LaFTer', here 'MultiLayerLaFTer'"):
+        other.training.load(find_checkpoint(tmp_path / "run"))
