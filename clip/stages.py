@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -26,7 +27,10 @@ def default_stages(layers: int) -> list[list[int]]:
 
 def check_stages(stages: Sequence[Sequence[int]], layers: int) -> list[list[int]]:
     """The stages as lists of ints; ClipError unless they are non-empty, in order, and cover 0 … layers-1 once."""
-    stages = [[int(layer) for layer in stage] for stage in stages]
+    try:
+        stages = [[operator.index(layer) for layer in stage] for stage in stages]
+    except (TypeError, ValueError) as error:
+        raise ClipError(f"stages {stages!r} are no lists of layer indices, such as [[0, 1], [2, 3]]") from error
     flat = [layer for stage in stages for layer in stage]
     if not all(stages) or flat != list(range(layers)):
         raise ClipError(f"stages {stages} do not divide the {layers} layers: each stage needs at least one layer, and "

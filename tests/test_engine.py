@@ -48,7 +48,7 @@ def prepare(root, make_clip, make_cfg):
                         "DATALOADER.TRAIN_X.BATCH_SIZE": 5, "PROMPT_NUM": 4, "MULTI_LAYER_PROMPT.NUM": 2,
                         "MULTI_LAYER_PROMPT.WARMUP_EPOCHS": 1, "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS": 2,
                         "OPTIM.MAX_EPOCH": 4, "OPTIM.LR": 5e-3, **(values or {})}, trainer)
-        clip_model = make_clip(4).set_precision(cfg.MODEL.PRECISION)
+        clip_model = make_clip(8).set_precision(cfg.MODEL.PRECISION)
         loaders = build_loaders(cfg, load_dataset(cfg), 32)
         common = F.normalize(torch.cat([clip_model.encode_image(b["weak"]) for b in loaders["plain"]]).float().mean(0),
                              dim=0)
@@ -102,7 +102,7 @@ class PowerCut(Exception):
 
 
 class Interrupted(Objective):
-    """An objective under which the eighth batch is never finished: 18 images in batches of 5 are 4 steps an epoch."""
+    """Stops in the middle of the third epoch: 18 images in batches of 5 are 4 steps an epoch."""
 
     calls, last = 0, 4 * 2 + 1
 
@@ -140,6 +140,27 @@ def test_an_interrupted_run_continues_to_the_same_last_bit(prepare, tmp_path, tr
     for name in ("epoch0004.pt", "best.pt"):
         states = [load_checkpoint(run.checkpoints / name, {"trainer": trainer}) for run in (rest_run, whole_run)]
         assert_same(*map(timeless, states), name)
+
+
+def test_a_run_cut_off_before_its_summary_trains_no_further(prepare, tmp_path):
+    _, first = fit_in(tmp_path / "run", prepare("LaFTer"))
+    again = prepare("LaFTer")
+    run, second = fit_in(tmp_path / "run", again, resume=True)
+    assert timeless(second) == timeless(first) and len(run.rows()) == 5
+
+
+def test_a_new_run_goes_on_from_anothers_checkpoint(prepare, tmp_path):
+    """As --resume CHECKPOINT --exp-name another does: the new record starts with what follows."""
+    whole = prepare("LaFTer", {"TRAIN.KEEP": 0})
+    old, _ = fit_in(tmp_path / "old", whole)
+    rest = prepare("LaFTer")
+    rest.training.load(find_checkpoint(old.folder, 2))
+    run = Run(tmp_path / "new", resume=True)
+    run.rewind(2)
+    result = fit(rest.training, rest.objective, rest.loaders["train"], rest.evaluation, rest.cfg, run)
+    assert_same(tuned_state(rest.model), tuned_state(whole.model))
+    assert [timeless(row) for row in run.rows()][-2:] == [timeless(row) for row in old.rows()][-2:]
+    assert result["last"]["epoch"] == 4
 
 
 def test_a_runs_rows(prepare, tmp_path):

@@ -101,6 +101,9 @@ def test_calibration_error():
     assert metrics.expected_calibration_error(probs, LABELS) == pytest.approx(fifteen, rel=1e-9)
     two = (abs(0.5 - 0.4) + abs(0.3 - 0.8 + 0.0 + 0.1)) / 6
     assert metrics.expected_calibration_error(probs, LABELS, bins=2) == pytest.approx(two, rel=1e-9)
+    edge = np.array([[0.5, 0.5], [0.9, 0.1]])  # .5 belongs to the lower bin
+    got = metrics.expected_calibration_error(edge, np.array([0, 1]), bins=2)
+    assert got == pytest.approx((0.5 + 0.9) / 2)
     one = abs(4 - 4.3) / 6
     assert metrics.expected_calibration_error(probs, LABELS, bins=1) == pytest.approx(one, rel=1e-9)
     with pytest.raises(InputError, match="one bin"):

@@ -94,10 +94,13 @@ def test_published_figures_stand_beside_runs_that_they_compare_with(tmp_path):
     assert by_experiment == {name: expected for name, (_, expected) in runs.items()}
 
 
-def test_no_runs_and_damaged_runs_are_named(tmp_path):
+def test_a_folder_without_runs_is_named(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="no finished run"):
             find_runs(root)
+
+
+def test_a_damaged_record_is_named(tmp_path):
     write_run(tmp_path, "x", {"last": 0.5})
     (tmp_path / "x" / "final.json").write_text('{"dataset": "de', encoding="utf-8")
     with pytest.raises(InputError, match=r"x.final\.json"):
