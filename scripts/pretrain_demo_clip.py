@@ -20,12 +20,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
@@ -34,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file
 import clip  # noqa: E402
 from clip.model import CLIP  # noqa: E402
 from utils.demo_captions import caption  # noqa: E402
-from utils.demo_faces import EMOTIONS, draw_face, sample_distribution  # noqa: E402
+from utils.demo_drawing import draw  # noqa: E402
+from utils.demo_faces import EMOTIONS, PROTOTYPES, face_actions, sample_distribution  # noqa: E402
 from utils.demo_styles import FAMILIES, sample_style  # noqa: E402
 
 log = logging.getLogger("pretrain_demo_clip")
@@ -45,26 +47,36 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 CHUNK = 500
 
 
-def draw_chunk(job: tuple[int, str, int]) -> tuple[np.ndarray, list[int], list[list[str]]]:
-    """(seed, family, captions per face) → CHUNK faces: pixels [n, 64, 64, 3] uint8, labels, captions."""
+@dataclass
+class Faces:
+    """Pixels [n, 3, 64, 64] uint8, action parameters [n, actions], labels [n], captions (a list per face)."""
+    pixels: Tensor
+    actions: Tensor
+    labels: Tensor
+    captions: list[list[str]]
+
+
+def draw_chunk(job: tuple[int, str, int]) -> tuple[list, list, list, list]:
+    """(seed, family, captions per face) → pixels, actions, labels, captions of CHUNK faces."""
     seed, family, captions = job
     rng = np.random.default_rng(seed)
-    pixels, labels, texts = [], [], []
+    rows = []
     for _ in range(CHUNK):
         distribution, style = sample_distribution(rng), sample_style(rng, FAMILIES[family])
-        pixels.append(np.asarray(draw_face(rng, distribution, style)))
-        labels.append(int(distribution.argmax()))
-        texts.append([caption(rng, distribution, style) for _ in range(captions)])
-    return np.stack(pixels), labels, texts
+        actions = face_actions(rng, distribution)
+        texts = [caption(rng, distribution, style) for _ in range(captions)]
+        rows.append((np.asarray(draw(rng, actions, style)), list(actions.values()), distribution.argmax(), texts))
+    return tuple(map(list, zip(*rows)))
 
 
-def draw_faces(count: int, family: str, seed: int, captions: int = 0) -> tuple[Tensor, Tensor, list[list[str]]]:
-    """At least `count` faces of a family, drawn by one process per core: pixels [n, 3, 64, 64], labels [n], captions."""
+def draw_faces(count: int, family: str, seed: int, captions: int = 0) -> Faces:
+    """At least `count` faces of a family, drawn by all cores."""
     jobs = [(seed + i, family, captions) for i in range(math.ceil(count / CHUNK))]
     with multiprocessing.Pool() as pool:
         chunks = list(tqdm(pool.imap(draw_chunk, jobs), total=len(jobs), desc=f"drawing {family} faces"))
-    pixels = torch.from_numpy(np.concatenate([chunk[0] for chunk in chunks])).permute(0, 3, 1, 2).contiguous()
-    return pixels, torch.tensor([y for chunk in chunks for y in chunk[1]]), [t for chunk in chunks for t in chunk[2]]
+    pixels, actions, labels, texts = ([row for part in parts for row in part] for parts in zip(*chunks))
+    return Faces(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(actions),
+                 torch.tensor(np.array(labels)), texts)
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -73,25 +85,28 @@ def normalise(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Normalised pictures, each flipped by chance, the batch shifted by up to 3 pixels, brightness and contrast varied."""
+def augment(pixels: Tensor, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normalised pictures and their actions: each flipped by chance, of varied contrast and brightness, shifted."""
     n = len(pixels)
     flip = torch.rand(n, generator=generator) < 0.5
     pixels = torch.where(flip.view(n, 1, 1, 1), pixels.flip(-1), pixels)
+    skewed = torch.tensor([name.endswith("skew") for name in PROTOTYPES])
+    actions = torch.where(flip.view(n, 1) & skewed, -actions, actions)
     dy, dx = torch.randint(0, 7, (2,), generator=generator).tolist()
     images = F.pad(normalise(pixels), (3, 3, 3, 3), mode="replicate")[:, :, dy:dy + 64, dx:dx + 64]
     gain, offset = torch.rand(2, n, 1, 1, 1, generator=generator)
-    return images * (0.8 + 0.4 * gain) + 0.4 * (offset - 0.5)
+    return images * (0.8 + 0.4 * gain) + 0.4 * (offset - 0.5), actions
 
 
-def clip_loss(model: CLIP, images: Tensor, tokens: Tensor, patches: Tensor) -> Tensor:
-    """Symmetric InfoNCE over the batch; the image tower sees CLS and the chosen patches only."""
+def losses(model: CLIP, reader: nn.Module, images: Tensor, actions: Tensor, tokens: Tensor, patches: Tensor) -> Tensor:
+    """(symmetric InfoNCE over the batch, error of the actions) [2]; the image tower sees CLS and `patches` only."""
     sequence = model.visual.embeddings_patch(images)[:, torch.cat([torch.zeros(1, dtype=torch.long), 1 + patches])]
-    image_features = F.normalize(model.visual.forward_after_patch_embeddings(sequence).float(), dim=-1)
+    image_features = model.visual.forward_after_patch_embeddings(sequence)
+    error = F.mse_loss(reader(image_features).float(), actions)
     text_features = F.normalize(model.encode_text(tokens).float(), dim=-1)
-    logits = model.logit_scale.exp() * image_features @ text_features.t()
+    logits = model.logit_scale.exp() * F.normalize(image_features.float(), dim=-1) @ text_features.t()
     target = torch.arange(len(images))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+    return torch.stack([(F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2, error])
 
 
 @torch.no_grad()
@@ -109,19 +124,21 @@ def class_embeddings(model: CLIP, texts_of_class: Sequence[Sequence[str]]) -> Te
     return F.normalize(torch.stack(means), dim=-1)
 
 
-def zero_shot(model: CLIP, faces: dict[str, tuple[Tensor, Tensor]], bf16: bool) -> dict[str, float]:
+def zero_shot(model: CLIP, faces: dict[str, Faces], bf16: bool) -> dict[str, float]:
     """Top-1 in per cent of `a photo of a {}.` on held-out faces of each family."""
     weights = class_embeddings(model, [[f"a photo of a {emotion}."] for emotion in EMOTIONS])
-    return {f"zero_shot_{family}": round(100 * (image_features(model, pixels, bf16) @ weights.t()).argmax(1)
-                                         .eq(labels).float().mean().item(), 2)
-            for family, (pixels, labels) in faces.items()}
+    accuracy = {}
+    for family, held_out in faces.items():
+        predicted = (image_features(model, held_out.pixels, bf16) @ weights.t()).argmax(1)
+        accuracy[f"zero_shot_{family}"] = round(100 * (predicted == held_out.labels).float().mean().item(), 2)
+    return accuracy
 
 
-def build_optimizer(model: CLIP, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(model: CLIP, reader: nn.Module, lr: float) -> torch.optim.Optimizer:
     """AdamW; weight decay on the matrices of the blocks only, not on embeddings, gains and biases."""
     decayed = [p for n, p in model.named_parameters() if "resblocks" in n and p.ndim > 1]
     kept = {id(p) for p in decayed}
-    rest = [p for p in model.parameters() if id(p) not in kept]
+    rest = [p for p in [*model.parameters(), *reader.parameters()] if id(p) not in kept]
     return torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
                              lr=lr, betas=(0.9, 0.98), eps=1e-6)
 
@@ -134,48 +151,58 @@ def save(model: CLIP, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def build(tokens: Tensor) -> CLIP:
+    """A new CLIP, in which words outside `tokens` are zero; their gradient is zero too, so they stay."""
+    model = CLIP(**SIZES)
+    unseen = torch.ones(SIZES["vocab_size"], dtype=torch.bool)
+    unseen[tokens.unique().long()] = False
+    with torch.no_grad():
+        model.token_embedding.weight[unseen] = 0
+    return model
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    pixels, _, captions = draw_faces(args.images, "pretrain", 1_000_000 * (args.seed + 1), args.captions)
-    held_out = {family: draw_faces(500, family, 500_000_000 + i * 1000)[:2] for i, family in enumerate(FAMILIES)}
-    tokens = torch.stack([clip.tokenize(texts) for texts in tqdm(captions, desc="reading captions")]).int()
-    model = CLIP(**SIZES)
-    with torch.no_grad():
-        unseen = torch.ones(SIZES["vocab_size"], dtype=torch.bool)
-        unseen[tokens.unique().long()] = False
-        model.token_embedding.weight[unseen] = 0  # their gradient is zero too, so they stay
-    optimizer = build_optimizer(model, args.lr)
+    faces = draw_faces(args.images, "pretrain", 1_000_000 * (args.seed + 1), args.captions)
+    held_out = {family: draw_faces(500, family, 500_000_000 + i * 1000) for i, family in enumerate(FAMILIES)}
+    actions = (faces.actions - faces.actions.mean(0)) / faces.actions.std(0)
+    tokens = torch.stack([clip.tokenize(texts) for texts in tqdm(faces.captions, desc="reading captions")]).int()
+    model, reader = build(tokens), nn.Linear(SIZES["embed_dim"], actions.shape[1])
+    optimizer = build_optimizer(model, reader, args.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / args.warmup, 1.0) * 0.5 * (
         1 + math.cos(math.pi * step / args.steps)))
-    args.log.parent.mkdir(parents=True, exist_ok=True)
-    with args.log.open("w", encoding="utf-8", newline="\n") as rows:
-        rows.write(json.dumps({"settings": vars(args) | SIZES, "words": int((~unseen).sum())}, default=str) + "\n")
-        grid = (SIZES["image_resolution"] // SIZES["vision_patch_size"]) ** 2
-        start, losses = time.perf_counter(), []
-        for step in tqdm(range(1, args.steps + 1), desc="training"):
-            index = torch.randint(len(pixels), (args.batch,), generator=generator)
-            which = torch.randint(args.captions, (args.batch,), generator=generator)
-            kept = round(grid * (args.keep if step <= args.keep_until * args.steps else 1))
-            patches = torch.randperm(grid, generator=generator)[:kept]
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-                loss = clip_loss(model, augment(pixels[index], generator), tokens[index, which].long(), patches)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            model.logit_scale.data.clamp_(max=math.log(100))
-            losses.append(loss.item())
-            if step % args.log_every == 0 or step == args.steps:
-                row = {"step": step, "loss": round(float(np.mean(losses)), 4), "lr": schedule.get_last_lr()[0],
-                       "logit_scale": round(model.logit_scale.exp().item(), 2), **zero_shot(model, held_out, args.bf16),
-                       "seconds": round(time.perf_counter() - start)}
-                rows.write(json.dumps(row) + "\n")
-                rows.flush()
-                log.info("%s", row)
-                losses = []
-                save(model, args.out)
+    write_row(args.log, {"settings": vars(args) | SIZES, "words": tokens.unique().numel()}, "w")
+    grid, start, history = (SIZES["image_resolution"] // SIZES["vision_patch_size"]) ** 2, time.perf_counter(), []
+    for step in tqdm(range(1, args.steps + 1), desc="training"):
+        index = torch.randint(len(tokens), (args.batch,), generator=generator)
+        texts = tokens[index, torch.randint(args.captions, (args.batch,), generator=generator)].long()
+        kept = round(grid * (args.keep if step <= args.keep_until * args.steps else 1))
+        patches = torch.randperm(grid, generator=generator)[:kept]
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            parts = losses(model, reader, *augment(faces.pixels[index], actions[index], generator), texts, patches)
+        optimizer.zero_grad()
+        parts.sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        model.logit_scale.data.clamp_(max=math.log(100))
+        history.append(parts.detach())
+        if step % args.log_every == 0 or step == args.steps:
+            contrastive, error = torch.stack(history).mean(0).tolist()
+            row = {"step": step, "loss": round(contrastive, 4), "action_error": round(error, 4),
+                   "lr": schedule.get_last_lr()[0], "logit_scale": round(model.logit_scale.exp().item(), 2),
+                   **zero_shot(model, held_out, args.bf16), "seconds": round(time.perf_counter() - start)}
+            write_row(args.log, row, "a")
+            log.info("%s", row)
+            history = []
+            save(model, args.out)
+
+
+def write_row(path: Path, row: dict, mode: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open(mode, encoding="utf-8", newline="\n") as rows:
+        rows.write(json.dumps(row, default=str) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -185,10 +212,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, default=folder / "pretrain_log.jsonl")
     parser.add_argument("--images", type=int, default=30_000)
     parser.add_argument("--captions", type=int, default=6, help="captions per image")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch", type=int, default=192)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=200, help="steps of linear warm-up")
+    parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up")
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--keep", type=float, default=0.5, help="share of the patches that a batch sees")
     parser.add_argument("--keep-until", type=float, default=0.75, help="share of the steps after which it sees all")

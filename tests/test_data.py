@@ -176,6 +176,8 @@ def test_loading_leaves_the_random_state_alone(pictures):
     sample = ImageDataset(pictures, {"a": strong, "b": strong})[0, 3]
     assert torch.equal(torch.rand(3), expected)
     assert not torch.equal(sample["a"], sample["b"])  # two crops are two
+    twins = ImageDataset([pictures[3], pictures[3]], {"a": strong})
+    assert not torch.equal(twins[0, 0]["a"], twins[0, 1]["a"])  # the same picture at two places
 
 
 def test_without_distributions_there_is_no_such_column(pictures):

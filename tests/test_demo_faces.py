@@ -12,6 +12,7 @@ from PIL import Image
 from utils.demo_captions import NOUNS, PHRASES, caption
 from utils.demo_faces import EMOTIONS, PROTOTYPES, draw_dataset, draw_face, face_actions, sample_distribution
 from utils.demo_styles import COLOURS, DEMO, FAMILIES, PRETRAIN, sample_style
+from utils.errors import InputError
 
 DESCRIPTIONS = Path(__file__).resolve().parent.parent / "configs" / "descriptions" / "Demo.json"
 
@@ -58,7 +59,7 @@ def test_a_seed_gives_the_same_files_and_another_seed_others(dataset, tmp_path):
 
 def test_a_folder_in_use_is_left_alone(dataset, tmp_path):
     before = annotations(dataset)
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(InputError, match="is not empty"):
         draw_dataset(dataset, seed=5, train_per_class=1, test_per_class=1)
     assert annotations(dataset) == before
     assert [p.name for p in dataset.parent.iterdir()] == [dataset.name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,10 +38,10 @@ class Training:
     scaler: torch.amp.GradScaler
     identity: dict[str, object]
     epoch: int = 0  # epochs done
-    best: dict[str, object] | None = None  # the row of the epoch with the highest validation accuracy
+    rows: dict[str, dict] = field(default_factory=dict)  # of the record: `untrained`, `last`, `best` on validation
 
     def state_dict(self) -> dict[str, object]:
-        return {**self.identity, "epoch": self.epoch, "best": self.best, "model": tuned_state(self.model),
+        return {**self.identity, "epoch": self.epoch, "rows": self.rows, "model": tuned_state(self.model),
                 "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(), "teacher": self.teacher.state_dict() if self.teacher else None}
 
@@ -54,7 +54,7 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         if self.teacher:
             self.teacher.load_state_dict(state["teacher"])
-        self.epoch, self.best = state["epoch"], state["best"]
+        self.epoch, self.rows = state["epoch"], state["rows"]
 
 
 def tuned_state(model: Tunable) -> dict[str, Tensor]:
@@ -162,22 +162,12 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
     (before the first step), `last` and `best`: the epoch with the highest validation accuracy, the first of equals;
     without labelled validation images, the last. The test split is scored and never selects."""
     if not training.epoch:
-        run.append({"epoch": 0, **evaluate(training.model, eval_loaders)})
-    row = run.rows()[-1]
+        training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders)}
+        run.append(training.rows["untrained"])
     while training.epoch < cfg.OPTIM.MAX_EPOCH:
-        start = time.perf_counter()
-        training.model.start_epoch(training.epoch)
-        rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
-        row = {"epoch": training.epoch + 1, "lr": rates,
-               **train_one_epoch(training, objective, train_loader, cfg), **monitors(training.model)}
-        row["train_seconds"] = time.perf_counter() - start
-        row |= evaluate(training.model, eval_loaders)
-        training.scheduler.step()
-        training.epoch += 1
-        accuracy = row.get("val", {}).get("top1")
-        improved = accuracy is not None and (training.best is None or accuracy > training.best["val"]["top1"])
-        if improved:
-            training.best = row
+        row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
+        improved = "best" not in training.rows or _validation(row) > _validation(training.rows["best"])
+        training.rows |= {"last": row, **({"best": row} if improved else {})}
         run.append(row)
         state = training.state_dict()
         save_checkpoint(epoch_path(run.checkpoints, training.epoch), state)
@@ -185,7 +175,26 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
             save_checkpoint(run.checkpoints / "best.pt", state)
         prune(run.checkpoints, cfg.TRAIN.KEEP)
         log.info("epoch %d/%d: %s", training.epoch, cfg.OPTIM.MAX_EPOCH, summarise(row))
-    return {"untrained": run.rows()[0], "last": row, "best": training.best or row}
+    return training.rows
+
+
+def run_epoch(training: Training, objective: Objective, train_loader: DataLoader,
+              eval_loaders: dict[str, DataLoader], cfg: CfgNode) -> dict[str, object]:
+    """Train for an epoch and score every split; returns the epoch's row of the record."""
+    start = time.perf_counter()
+    training.model.start_epoch(training.epoch)
+    rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
+    row = {"epoch": training.epoch + 1, "lr": rates,
+           **train_one_epoch(training, objective, train_loader, cfg), **monitors(training.model)}
+    row["train_seconds"] = time.perf_counter() - start
+    training.scheduler.step()
+    training.epoch += 1
+    return row | evaluate(training.model, eval_loaders)
+
+
+def _validation(row: dict) -> float:
+    """Validation accuracy; where nothing is labelled, every epoch is better than the one before."""
+    return row.get("val", {}).get("top1", row["epoch"])
 
 
 def monitors(model: Tunable) -> dict[str, list[float]]:

@@ -91,8 +91,12 @@ class MultiLayerLaFTer(Tunable):
     def parameter_kinds(self) -> dict[str, str]:
         """All that trains once every stage has joined; `start_epoch` narrows it in the earlier phases."""
         prompts = {f"multi_prompts.{stage}": "prompts" for stage in range(len(self.multi_prompts))}
-        return {**prompts, "adapter.weight": "adapter", "nga.log_sigma": "fusion", "stage_fusion": "fusion",
-                **layernorm_kinds(self)}
+        kinds = {**prompts, "adapter.weight": "adapter", **layernorm_kinds(self)}
+        if self.nga.kind == "gaussian" and max(self.nga.depths) > 1:  # else σ has no effect
+            kinds["nga.log_sigma"] = "fusion"
+        if len(self.multi_prompts) > 1:  # one weight is always 1
+            kinds["stage_fusion"] = "fusion"
+        return kinds
 
     def start_epoch(self, epoch: int) -> None:
         """Set which stages take part in this 0-based epoch, and let train exactly what belongs to them."""
@@ -103,22 +107,21 @@ class MultiLayerLaFTer(Tunable):
 
     def phase_parameters(self) -> set[str]:
         """Names of what trains with the stages that are active now: their prompts and LayerNorms and the head;
-        NGA and fusion only once all stages are there. ln_pre belongs to the first stage, ln_post to the last."""
+        NGA and fusion only once all stages are there."""
+        complete = len(self.active_stages) == len(self.multi_prompts)
+        return {name for name, kind in self.parameter_kinds().items()
+                if kind == "adapter" or (complete if kind == "fusion" else self._stage_of(name) in self.active_stages)}
+
+    def _stage_of(self, name: str) -> int:
+        """The stage that a prompt or LayerNorm belongs to; ln_pre is the first one's, ln_post the last one's."""
+        parts = name.split(".")
+        if parts[0] == "multi_prompts":
+            return int(parts[1])
+        if "resblocks" not in parts:
+            return 0 if "ln_pre" in parts else len(self.multi_prompts) - 1
+        layer = int(parts[parts.index("resblocks") + 1])
         stages = self.clip.visual.transformer.stage_boundaries
-        stage_of = {f"clip.visual.transformer.resblocks.{layer}.": stage
-                    for stage, layers in enumerate(stages) for layer in layers}
-        stage_of |= {"clip.visual.ln_pre.": 0, "clip.visual.ln_post.": len(stages) - 1}
-        stage_of |= {f"multi_prompts.{stage}": stage for stage in range(len(stages))}
-        complete = len(self.active_stages) == len(stages)
-
-        def trains(name: str, kind: str) -> bool:
-            if kind == "adapter":
-                return True
-            if kind == "fusion":
-                return complete
-            return next(stage for prefix, stage in stage_of.items() if name.startswith(prefix)) in self.active_stages
-
-        return {name for name, kind in self.parameter_kinds().items() if trains(name, kind)}
+        return next(stage for stage, layers in enumerate(stages) if layer in layers)
 
 
 def fusion_start(stages: int, last: float) -> Tensor:

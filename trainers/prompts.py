@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from clip.model import CLIP
+from utils.errors import InputError
 
 
 @torch.no_grad()
@@ -23,6 +24,8 @@ def token_prompts(clip_model: CLIP, images: Tensor, num: int, seed: int, rounds:
 
 
 def _centres(tokens: Tensor, num: int, generator: torch.Generator, rounds: int) -> Tensor:
+    if len(tokens) < num:
+        raise InputError(f"{len(tokens)} patch tokens are too few for {num} prompts: raise PROMPT_INIT_IMAGES")
     centres = tokens[torch.randperm(len(tokens), generator=generator)[:num].to(tokens.device)]
     for _ in range(rounds):
         nearest = torch.cdist(tokens, centres).argmin(1)

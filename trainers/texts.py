@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,8 +46,9 @@ def class_texts(classnames: Sequence[str], mode: str, cfg: CfgNode) -> list[list
     if mode == "cls_only":
         return [[name] for name in names]
     if mode == "zero_shot":
-        return [[cfg.TEXT.ZERO_SHOT_TEMPLATE.format(name)] for name in names]
-    texts = [[template.format(name) for template in cfg.DATASET.TEMPLATES] for name in names]
+        return [[fill_template(cfg.TEXT.ZERO_SHOT_TEMPLATE, name, "TEXT.ZERO_SHOT_TEMPLATE")] for name in names]
+    texts = [[fill_template(template, name, "DATASET.TEMPLATES") for template in cfg.DATASET.TEMPLATES]
+             for name in names]
     if mode == "lafter":
         described = read_descriptions(cfg.DATASET.DESCRIPTIONS)
         missing = [name for name in classnames if not described.get(name)]
@@ -57,6 +59,13 @@ def class_texts(classnames: Sequence[str], mode: str, cfg: CfgNode) -> list[list
     if not all(texts):
         raise InputError("DATASET.TEMPLATES is empty: give at least one template, such as 'a photo of a {}.'")
     return texts
+
+
+def fill_template(template: str, name: str, key: str) -> str:
+    """`template` with the class name in its one place {}. Raises InputError for another count of places."""
+    if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+        raise InputError(f"{key}: {template!r} must hold one {{}} where the class name goes")
+    return template.replace("{}", name)
 
 
 def read_descriptions(name: str) -> dict[str, list[str]]:
@@ -103,6 +112,9 @@ def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: C
     if cfg.DATASET.TEXT_FEATURES:
         return read_text_features(Path(cfg.DATASET.TEXT_FEATURES), classnames, clip_model.embed_dim,
                                   cfg.DATASET.TEXT_FEATURES_TEMPLATE)
+    if not clip_model.has_text:
+        raise clip.ClipError("this checkpoint has no text tower: set DATASET.TEXT_FEATURES to embeddings of the class "
+                             "names, load a full CLIP, or skip the text phase (TEXT.SKIP True with true labels)")
     texts = class_texts(classnames, mode, cfg)
     labels = torch.tensor([label for label, own in enumerate(texts) for _ in own])
     key = cache_key(texts, clip.weights_hash(clip_model), cfg.MODEL.PRECISION, cfg.MODEL.BACKBONE.QUICK_GELU)
@@ -136,7 +148,7 @@ def read_text_features(path: Path, classnames: Sequence[str], embed_dim: int, te
     try:
         data = dict(np.load(path, allow_pickle=False))
         features = F.normalize(torch.from_numpy(data["features"].astype(np.float32)), dim=-1)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, TypeError, OSError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is no .npz file with an array 'features' ({error})") from error
     if features.ndim != 2 or features.shape[1] != embed_dim:
         raise InputError(f"{path}: features are {list(features.shape)}, but the backbone's joint space has width "

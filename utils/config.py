@@ -32,6 +32,7 @@ CHOICES = {
     "OPTIM.NAME": ("adamw", "adam", "sgd"),
     "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
 }
+LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE")
 
 
 def default_config() -> CN:
@@ -87,9 +88,9 @@ def load_config(dataset_file: str = "", trainer_file: str = "", flags: dict[str,
     cfg = default_config()
     named = {**(flags or {}), **_parse_options(options)}
     if dataset_file:
-        _merge_file(cfg, find_config(dataset_file, "datasets"))
+        _merge_file(cfg, find_config(dataset_file))
     if trainer_file:
-        _merge_file(cfg, find_config(trainer_file, "trainers"))
+        _merge_file(cfg, find_config(trainer_file))
     else:
         preview = copy.deepcopy(cfg)
         _merge_values(preview, named, "flags")
@@ -102,13 +103,14 @@ def load_config(dataset_file: str = "", trainer_file: str = "", flags: dict[str,
     return cfg
 
 
-def find_config(name: str, kind: str) -> Path:
-    """A YAML by its path, from here or from the project's folder, or by the bare name of one in configs/<kind>."""
-    for path in (Path(name), PROJECT / name, PROJECT / "configs" / kind / f"{name}.yaml"):
+def find_config(name: str) -> Path:
+    """A YAML by its path, from here or from the project's folder, or by the bare name of one in configs/datasets."""
+    folder = PROJECT / "configs" / "datasets"
+    for path in (Path(name), PROJECT / name, folder / f"{name}.yaml"):
         if path.is_file():
             return path
-    known = ", ".join(sorted(p.stem for p in (PROJECT / "configs" / kind).glob("*.yaml")))
-    raise FileNotFoundError(f"no configuration file {name}; names known in configs/{kind}: {known or 'none'}")
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise FileNotFoundError(f"no configuration file {name}; data sets known by name: {known}")
 
 
 def trainer_files(trainer: str, backbone: str) -> list[Path]:
@@ -127,7 +129,8 @@ def resolve_path(name: str) -> Path:
 def _parse_options(options: Sequence[str]) -> dict[str, object]:
     if len(options) % 2:
         raise InputError(f"trailing options come as KEY VALUE pairs, but {options[-1]!r} stands alone")
-    return {key: _parse_value(value) for key, value in zip(options[::2], options[1::2])}
+    texts = {key for key, default in _flatten(default_config()) if isinstance(default, str)}
+    return {key: value if key in texts else _parse_value(value) for key, value in zip(options[::2], options[1::2])}
 
 
 def _parse_value(text: str) -> object:
@@ -201,6 +204,11 @@ def check_config(cfg: CN) -> None:
     for key, valid in CHOICES.items():
         if values[key] not in valid:
             raise InputError(f"{key} is {values[key]!r}; valid: {', '.join(valid)}")
+    for key in LISTS_OF_NUMBERS:
+        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values[key]):
+            raise InputError(f"{key} is {values[key]}; it must be a list of numbers")
+        if key != "OPTIM.STEPSIZE" and len(values[key]) != 3:
+            raise InputError(f"{key} is {values[key]}; it needs a value for each of the 3 channels")
     for key in ("OPTIM.LR", "TEXT.LR", "DATASET.SIGMA_CONF", "MULTI_LAYER_PROMPT.SIGMA", "DUAL_TASK.TEMPERATURE"):
         if not values[key] > 0:
             raise InputError(f"{key} is {values[key]}; it must be above 0")
@@ -209,16 +217,22 @@ def check_config(cfg: CN) -> None:
         if values[key] < 1:
             raise InputError(f"{key} is {values[key]}; it must be at least 1")
     for key in ("DUAL_TASK.LAMBDA", "DATASET.TEST_FRACTION", "DATASET.VAL_FRACTION", "PSEUDO_LABEL.EMA_DECAY",
-                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "MULTI_LAYER_PROMPT.FUSION_START"):
+                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING"):
         if not 0 <= values[key] <= 1:
             raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
+    if not 0 < cfg.MULTI_LAYER_PROMPT.FUSION_START < 1:
+        raise InputError(f"MULTI_LAYER_PROMPT.FUSION_START is {cfg.MULTI_LAYER_PROMPT.FUSION_START}; it must lie "
+                         "between 0 and 1")
     for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
                 "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
-                "MULTI_LAYER_PROMPT.CONSISTENCY"):
+                "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED"):
         if values[key] < 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
     if cfg.TEXT.SKIP and cfg.TRAIN.SUPERVISION == "pseudo":
         raise InputError("without the text phase there is no pseudo-labeller: set TRAIN.SUPERVISION labels")
+    if cfg.TRAIN.SUPERVISION == "pseudo" and (cfg.TRAIN.AUGMENT or cfg.TRAIN.TWO_CROPS):
+        raise InputError("TRAIN.AUGMENT and TRAIN.TWO_CROPS (--enable_augmentation, --use_two_crops) are for "
+                         "TRAIN.SUPERVISION labels; label-free training always shows the student the strong view")
     if not cfg.DATASET.NAME:
         raise InputError("no data set was named: give --dataset-config-file, e.g. configs/datasets/demo.yaml")
     image_size(cfg)

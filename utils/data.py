@@ -43,8 +43,7 @@ class Splits:
         """Write the splits as JSON: class names and [relative path, label, class name, distribution] rows."""
         rows = {split: [[item.path.relative_to(self.root).as_posix(), item.label, item.classname, item.distribution]
                         for item in getattr(self, split)] for split in ("train", "val", "test")}
-        text = json.dumps({"name": self.name, "classnames": self.classnames, **rows}, indent=None)
-        path.write_text(text.replace("]], ", "]],\n").replace("], [", "],\n["), encoding="utf-8")
+        path.write_text(json.dumps({"name": self.name, "classnames": self.classnames, **rows}), encoding="utf-8")
 
 
 def load_splits(path: Path, root: Path) -> Splits:

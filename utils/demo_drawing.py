@@ -144,8 +144,8 @@ def draw_mouth(pen: Pen, action: dict[str, float], ink: tuple[int, ...], inside:
     """Two lips over one base line that may curve, tremble and slope; teeth and tongue between them."""
     width, opening = 0.16 + 0.27 * action["mouth_width"], max(action["mouth_open"], 0.0)
     bow = np.sqrt(1 - ARC ** 2)
-    base = 0.48 - 0.2 * action["mouth_curve"] * (ARC ** 2 - 0.5) + 0.05 * action["mouth_wave"] * np.sin(3.5 * np.pi * ARC)
-    base = base + 0.1 * action["mouth_skew"] * ARC
+    base = 0.48 - 0.2 * action["mouth_curve"] * (ARC ** 2 - 0.5) + 0.1 * action["mouth_skew"] * ARC
+    base = base + 0.05 * action["mouth_wave"] * np.sin(3.5 * np.pi * ARC)
     upper = base - 0.12 * opening * bow * (1 - 0.8 * np.clip(action["mouth_curve"], 0, 1))
     lower = base + 0.27 * opening * bow
     x = width * ARC
@@ -168,22 +168,22 @@ def draw_mouth(pen: Pen, action: dict[str, float], ink: tuple[int, ...], inside:
         pen.closed(lick, ink, width=0.45)
 
 
-def draw_extras(pen: Pen, action: dict[str, float], skin: tuple[int, ...], water: tuple[int, ...],
-                behind: bool) -> None:
-    """Blush under the features; tears and sweat over them."""
-    if behind:
-        if action["blush"] > 0.25:
-            for side in (-1, 1):
-                pen.fill(ellipse(side * 0.5, 0.2, 0.16, 0.11), mix(skin, COLOURS["red"], min(0.55 * action["blush"], 0.7)))
-        return
-    drops = [(-0.4, 0.3), (0.42, 0.22)] if action["tear"] > 0.3 else []
-    sizes = [action["tear"]] * 2
-    if action["sweat"] > 0.3:
-        drops, sizes = [*drops, (0.62, -0.42), (-0.62, -0.3)], [*sizes[:len(drops)], action["sweat"], 0.7 * action["sweat"]]
-    for (x, y), size in zip(drops, sizes):
-        drop = ellipse(x, y, 0.085, 0.15) * 1.0
-        drop[:, 0] = x + (drop[:, 0] - x) * np.clip(0.75 + (drop[:, 1] - y) / 0.2, 0, 1.2)
-        pen.fill((drop - [x, y]) * min(max(size, 0.6), 1.2) + [x, y], water)
+def draw_blush(pen: Pen, action: dict[str, float], skin: tuple[int, ...]) -> None:
+    if action["blush"] > 0.25:
+        for side in (-1, 1):
+            colour = mix(skin, COLOURS["red"], min(0.55 * action["blush"], 0.7))
+            pen.fill(ellipse(side * 0.5, 0.2, 0.16, 0.11), colour)
+
+
+def draw_drops(pen: Pen, action: dict[str, float], water: tuple[int, ...]) -> None:
+    """Tears below the eyes and sweat at the temples, where they are strong enough to see."""
+    drops = [(-0.4, 0.3, action["tear"]), (0.42, 0.22, action["tear"]),
+             (0.62, -0.42, action["sweat"]), (-0.62, -0.3, 0.8 * action["sweat"])]
+    for x, y, strength in drops:
+        if strength > 0.28:
+            drop = ellipse(0, 0, 0.085, 0.15)
+            drop[:, 0] *= np.clip(0.75 + drop[:, 1] / 0.2, 0, 1.2)  # pointed at the top
+            pen.fill(drop * min(max(strength, 0.6), 1.2) + [x, y], water)
 
 
 def draw(rng: np.random.Generator, action: dict[str, float], style: Style) -> Image.Image:
@@ -198,7 +198,7 @@ def draw(rng: np.random.Generator, action: dict[str, float], style: Style) -> Im
     draw_hair(pen, style, head, ink, behind=True)
     pen.fill(head, skin)
     if style.extras:
-        draw_extras(pen, action, skin, water, behind=True)
+        draw_blush(pen, action, skin)
     draw_hair(pen, style, head, ink, behind=False)
     pen.closed(head, ink)
     iris = COLOURS[("blue", "green", "brown", "teal")[rng.integers(4)]] if not style.outline else ink
@@ -207,6 +207,6 @@ def draw(rng: np.random.Generator, action: dict[str, float], style: Style) -> Im
     draw_eyes(pen, style, action, ink, iris)
     draw_brows(pen, action, ink)
     if style.extras:
-        draw_extras(pen, action, skin, water, behind=False)
+        draw_drops(pen, action, water)
     image = image.reduce(SUPERSAMPLING)
     return ImageOps.invert(image) if style.inverted else image

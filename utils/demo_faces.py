@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .demo_drawing import draw
 from .demo_styles import DEMO, Style, sample_style
+from .errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +75,11 @@ def draw_dataset(root: str | Path, seed: int = 0, train_per_class: int = 150, te
     """Write ROOT/images/{train,test}/NNNNN.png in DEMO styles and ROOT/annotations.json.
 
     The same seed gives the same files. Everything is drawn into a temporary folder beside ROOT that takes its
-    place at the end, so ROOT is complete or absent. Raises FileExistsError where ROOT holds anything else.
+    place at the end, so ROOT is complete or absent. Raises InputError where ROOT holds anything else.
     """
     root = Path(root)
     if root.is_dir() and any(root.iterdir()):
-        raise FileExistsError(f"{root} is not empty; remove it, or name another folder for the demo's data")
+        raise InputError(f"{root} is not empty; remove it, or name another folder for the demo's data")
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:

@@ -35,7 +35,8 @@ class Family:
 PRETRAIN = Family("pretrain", heads=("round", "oval"), skins=("ivory", "peach", "tan", "brown", "umber", "yellow"),
                   hairs=("short", "long", "curly"), lines=("clean", "fine"), eyes=("iris", "pupil"),
                   backgrounds=("plain", "spotlight"), tilt=6, extras=1.0, outline=0.0, inverted=0.0)
-DEMO = Family("demo", heads=("square", "pear", "hexagonal"), skins=("green", "blue", "purple", "grey", "orange", "pink"),
+DEMO = Family("demo", heads=("square", "pear", "hexagonal"),
+              skins=("green", "blue", "purple", "grey", "orange", "pink"),
               hairs=("spiky", "bald"), lines=("bold", "dashed", "sketched"), eyes=("bead", "ring"),
               backgrounds=("gradient", "striped", "noisy", "chequered"), tilt=14, extras=0.5, outline=0.35,
               inverted=0.25)

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
     """OUTPUT_DIR/<dataset>/<trainer>/<backbone>/<EXP_NAME or seed>; the trainer is TRAINER.NAME if not given."""
     backbone = backbone_label(cfg.MODEL.BACKBONE.NAME)
-    return Path(cfg.OUTPUT_DIR) / dataset / (trainer or cfg.TRAINER.NAME) / backbone / (cfg.EXP_NAME or f"seed{cfg.SEED}")
+    experiment = cfg.EXP_NAME or f"seed{cfg.SEED}"
+    return Path(cfg.OUTPUT_DIR) / dataset / (trainer or cfg.TRAINER.NAME) / backbone / experiment
 
 
 def backbone_label(name: str) -> str:

@@ -58,11 +58,14 @@ def find_runs(root: Path) -> dict[tuple[str, ...], list[dict]]:
     """Finished runs under `root` by (dataset, supervision, backbone, trainer, experiment); seeds share a group."""
     groups = defaultdict(list)
     for path in sorted(root.rglob("final.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is no valid JSON: {error}") from error
         experiment = re.sub(r"[-_]?seed\d+$", "", path.parent.name)
         result["rows"] = read_rows(path.parent / "metrics.jsonl")
-        key = (result["dataset"], result["supervision"], backbone_label(result["backbone"]), result["trainer"], experiment)
-        groups[key].append(result)
+        backbone = backbone_label(result["backbone"])
+        groups[result["dataset"], result["supervision"], backbone, result["trainer"], experiment].append(result)
     if not groups:
         raise InputError(f"no finished run (final.json) under {root}")
     return dict(groups)
@@ -103,8 +106,8 @@ def draw_curves(groups: dict[tuple[str, ...], list[dict]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 4.2), squeeze=False, layout="constrained")
     for axis, panel in zip(axes[0], panels):
         members = {key: runs for key, runs in groups.items() if key[:3] == panel}
-        for color, (key, runs) in zip(plt.get_cmap("tab10").colors, sorted(members.items())):
-            _draw_method(axis, " ".join(part for part in key[3:] if part), runs, color)
+        for number, (key, runs) in enumerate(sorted(members.items())):
+            _draw_method(axis, " ".join(part for part in key[3:] if part), runs, f"C{number}")
         first = next(iter(members.values()))
         for style, name in ((":", "zero_shot"), ("--", "text_classifier")):
             scored = [run["splits"].get("test", {}).get(name, {}) for run in first]
@@ -113,7 +116,8 @@ def draw_curves(groups: dict[tuple[str, ...], list[dict]], path: Path) -> None:
                 axis.axhline(statistics.mean(values), color="0.4", linestyle=style, label=METHODS[name])
         axis.set(title=", ".join(panel), xlabel="epoch (0: before the first step)", ylabel="test top-1 (%)")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
