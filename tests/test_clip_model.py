@@ -134,6 +134,18 @@ def test_openai_archives_extras_are_no_surprise(make_clip):
     assert not loaded.training
 
 
+def test_models_from_one_state_dict_own_their_weights(make_clip):
+    state = make_clip(layers=2, text_layers=1).state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    first, second = build_model(state), build_model(state)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1)
+    for name, tensor in before.items():
+        assert torch.equal(state[name], tensor), name
+        assert torch.equal(second.state_dict()[name], tensor), name
+
+
 def test_resnet_is_refused_with_what_works():
     with pytest.raises(ClipError, match=r"ResNet.*ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px"):
         build_model({"visual.layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)})

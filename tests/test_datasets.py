@@ -1,148 +1,26 @@
-"""The readers of the data sets: Emotion6's votes by hand, one's own folders, the demo that draws itself."""
+"""The table of readers: one's own folders, and the demo that draws itself. Emotion data sets have their own files."""
 
 from __future__ import annotations
 
-import csv
 import logging
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from utils.config import PROJECT, load_config
+from utils.config import load_config
 from utils.data import UNKNOWN, Splits
-from utils.datasets import load_dataset, votes_label
+from utils.datasets import load_dataset
 from utils.errors import InputError
 
-DATA = Path(os.environ.get("LAFTER_DATA", PROJECT.parent / "shared" / "data"))
 SIX = ["anger", "disgust", "fear", "joy", "sadness", "surprise"]
-HEADER = "\t".join(["[image_filename]", "[valence]", "[arousal]", *(f"[prob. {name}]" for name in [*SIX, "neutral"])])
-ROWS = [
-    "anger/1.jpg\t2.5\t3.8\t0.5\t0.25\t0\t0\t0\t0\t0.25",
-    "joy/2.jpg\t6\t5\t0\t0\t0\t0.2\t0.2\t0.1\t0.5",  # joy and sadness tie: the keyword is among them
-    "fear/3.jpg\t4\t4\t0.3\t0\t0.1\t0.3\t0.1\t0\t0.2",  # anger and joy tie, not the keyword: the first
-    "surprise/4.jpg\t5\t5\t0\t0\t0\t0\t0\t0\t1",  # nothing but neutral
-    "sadness/5.jpg\t6\t5\t0\t0.1\t0\t0.6\t0.3\t0\t0",  # the votes say joy
-]
 
 
 def image(path: Path, colour: tuple[int, int, int] = (1, 2, 3)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), colour).save(path)
     return path
-
-
-@pytest.fixture
-def emotion6(tmp_path):
-    """Writes a small copy of Emotion6's layout and reads it, everything into the training split."""
-
-    def read(*options: str, rows: list[str] = ROWS) -> Splits:
-        for row in ROWS:
-            image(tmp_path / "Emotion6" / "images" / row.split("\t")[0])
-        text = "\n".join([HEADER, *rows]) + "\n"
-        (tmp_path / "Emotion6" / "ground_truth.txt").write_text(text, encoding="utf-8")
-        whole = ("DATASET.ROOT", str(tmp_path), "DATASET.TEST_FRACTION", "0", "DATASET.VAL_FRACTION", "0")
-        return load_dataset(load_config("emotion6", options=[*whole, *options]))
-
-    return read
-
-
-def by_name(splits: Splits) -> dict:
-    return {item.path.name: item for item in splits.train}
-
-
-def test_emotion6_by_hand(emotion6, caplog):
-    with caplog.at_level(logging.INFO):
-        splits = emotion6()
-    assert (splits.name, splits.classnames) == ("emotion6", SIX)
-    items = by_name(splits)
-    expected = {"1.jpg": ("anger", (2 / 3, 1 / 3, 0, 0, 0, 0)), "2.jpg": ("joy", (0, 0, 0, 0.4, 0.4, 0.2)),
-                "3.jpg": ("anger", (0.375, 0, 0.125, 0.375, 0.125, 0)), "5.jpg": ("joy", (0, 0.1, 0, 0.6, 0.3, 0))}
-    assert set(items) == set(expected)
-    for name, (label, distribution) in expected.items():
-        assert (items[name].classname, items[name].label) == (label, SIX.index(label))
-        assert items[name].distribution == pytest.approx(distribution, abs=1e-12)
-        assert items[name].path.is_file()
-    assert "4 images, 1 left out" in caplog.text and "for 2" in caplog.text
-
-
-def test_emotion6_labels_by_keyword_keep_the_votes_distribution(emotion6):
-    items, voted = by_name(emotion6("DATASET.LABEL_SOURCE", "keyword")), by_name(emotion6())
-    assert {name: item.classname for name, item in items.items()} == {
-        "1.jpg": "anger", "2.jpg": "joy", "3.jpg": "fear", "5.jpg": "sadness"}
-    assert all(items[name].distribution == voted[name].distribution for name in items)
-    assert all(item.label == SIX.index(item.classname) for item in items.values())
-
-
-def test_emotion6_with_neutral_kept(emotion6):
-    splits = emotion6("DATASET.NEUTRAL", "keep")
-    items = by_name(splits)
-    assert splits.classnames == [*SIX, "neutral"] and len(items) == 5
-    assert {name: item.classname for name, item in items.items()} == {
-        "1.jpg": "anger", "2.jpg": "neutral", "3.jpg": "anger", "4.jpg": "neutral", "5.jpg": "joy"}
-    assert items["1.jpg"].distribution == pytest.approx((0.5, 0.25, 0, 0, 0, 0, 0.25))
-    assert items["4.jpg"].distribution == (0, 0, 0, 0, 0, 0, 1)
-
-
-@pytest.mark.parametrize("votes, keyword, expected", [
-    ([0.1, 0.7, 0.2], 0, 1), ([0.4, 0.4, 0.2], 1, 1), ([0.4, 0.4, 0.2], 0, 0), ([0.2, 0.4, 0.4], 0, 1),
-    ([1 / 3, 1 / 3, 1 / 3], 2, 2),
-])
-def test_ties_go_to_the_keyword_among_them_else_to_the_first(votes, keyword, expected):
-    assert votes_label(votes, keyword) == expected
-
-
-@pytest.mark.parametrize("bad, words", [
-    ("anger/1.jpg\t2.5\t3.8\t0.5\t0.25\t0\t0\t0\t0.25", ("9 columns",)),
-    ("anger/1.jpg\t2.5\t3.8\t0.5\thalf\t0\t0\t0\t0\t0.25", ("half",)),
-    ("anger/1.jpg\t2.5\t3.8\t0\t0\t0\t0\t0\t0\t0", ("all 0",)),
-    ("anger/1.jpg\t2.5\t3.8\t0.5\t-0.5\t0\t0\t0\t0\t1", ("-0.5",)),
-    ("anger/1.jpg\t2.5\t3.8\t0.5\tnan\t0\t0\t0\t0\t1", ("nan",)),
-    ("rage/1.jpg\t2.5\t3.8\t0.5\t0.5\t0\t0\t0\t0\t0", ("rage", "anger")),
-])
-def test_a_bad_row_is_named_by_file_and_line(emotion6, bad, words):
-    with pytest.raises(InputError) as caught:
-        emotion6(rows=[*ROWS[1:3], bad, ROWS[4]])
-    message = str(caught.value)
-    assert "ground_truth.txt, line 4" in message and "\n" not in message
-    assert all(word in message for word in words), message
-
-
-def test_what_is_missing_is_named(emotion6, tmp_path):
-    with pytest.raises(InputError, match=r"anger.99\.jpg is missing"):
-        emotion6(rows=[*ROWS, ROWS[0].replace("/1.jpg", "/99.jpg")])
-    (tmp_path / "Emotion6" / "ground_truth.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="ground_truth.txt"):
-        load_dataset(load_config("emotion6", options=["DATASET.ROOT", str(tmp_path)]))
-    with pytest.raises(FileNotFoundError, match="Emotion6.*--root"):
-        load_dataset(load_config("emotion6", options=["DATASET.ROOT", str(tmp_path / "nowhere")]))
-
-
-@pytest.mark.skipif(not (DATA / "Emotion6").is_dir(), reason="the images of Emotion6 are not here (LAFTER_DATA)")
-def test_the_real_emotion6():
-    with (DATA / "Emotion6" / "ground_truth.txt").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, delimiter="\t"))[1:]
-    neutral = moved = 0  # counted without the reader
-    for row in rows:
-        votes = dict(zip(SIX, map(float, row[3:9])))
-        tied = [name for name in SIX if votes[name] == max(votes.values())]
-        neutral += max(votes.values()) == 0
-        moved += row[0].split("/")[0] not in tied
-    assert (len(rows), neutral, moved) == (1980, 0, 826)
-
-    splits = {source: load_dataset(load_config("emotion6", options=["DATASET.ROOT", str(DATA),
-                                                                    "DATASET.LABEL_SOURCE", source]))
-              for source in ("votes", "keyword")}
-    items = [item for split in ("train", "val", "test") for item in getattr(splits["votes"], split)]
-    assert len({item.path for item in items}) == len(items) == 1980
-    assert Counter(item.path.parent.name for item in items) == dict.fromkeys(SIX, 330)
-    assert sum(item.classname != item.path.parent.name for item in items) == 826
-    assert all(sum(item.distribution) == pytest.approx(1, abs=1e-12) and len(item.distribution) == 6 for item in items)
-    keyword = splits["keyword"]
-    sizes = [Counter(item.classname for item in getattr(keyword, split)) for split in ("train", "val", "test")]
-    assert sizes == [dict.fromkeys(SIX, count) for count in (208, 23, 99)]  # 0.3 of 330, then 0.1 of the rest
 
 
 # --- one's own folders ----------------------------------------------------------------------------------------------

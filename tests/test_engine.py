@@ -144,8 +144,7 @@ def test_an_interrupted_run_continues_to_the_same_last_bit(prepare, tmp_path, tr
 
 def test_a_run_cut_off_before_its_summary_trains_no_further(prepare, tmp_path):
     _, first = fit_in(tmp_path / "run", prepare("LaFTer"))
-    again = prepare("LaFTer")
-    run, second = fit_in(tmp_path / "run", again, resume=True)
+    run, second = fit_in(tmp_path / "run", prepare("LaFTer"), resume=True)
     assert timeless(second) == timeless(first) and len(run.rows()) == 5
 
 
@@ -203,22 +202,30 @@ def test_the_epochs_loss_and_accuracy_are_means_over_the_images(prepare):
 
 @pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])
 def test_two_accumulated_halves_are_one_full_batch(prepare, trainer):
-    states = []
-    for size, accumulate in ((18, 1), (9, 2)):
+    """Also where five batches should make a step, but the epoch has two."""
+    changes = []
+    for size, accumulate in ((18, 1), (9, 2), (9, 5)):
         parts = prepare(trainer, {"DATALOADER.TRAIN_X.BATCH_SIZE": size, "OPTIM.ACCUMULATE": accumulate,
                                   "OPTIM.NAME": "sgd", "OPTIM.LR": 0.1, "OPTIM.LR_SCHEDULER": "none"})
         before = tuned_state(parts.model)
         parts.model.start_epoch(3)
         train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
-        states.append({name: tensor - before[name] for name, tensor in tuned_state(parts.model).items()})
-    for name, change in states[0].items():
+        changes.append({name: tensor - before[name] for name, tensor in tuned_state(parts.model).items()})
+    for name, change in changes[0].items():
         assert change.any(), name
-        assert (states[1][name] - change).norm() < 1e-3 * change.norm() + 1e-6, name
+        for other in changes[1:]:
+            assert (other[name] - change).norm() < 1e-3 * change.norm() + 1e-6, name
+
+
+def test_the_teacher_follows_every_step(prepare):
+    parts = prepare("LaFTer", {"PSEUDO_LABEL.TEACHER": "ema", "PSEUDO_LABEL.EMA_DECAY": 0.0})
+    train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+    for name, average in parts.training.teacher.average.items():  # at decay 0 it is the student's
+        assert torch.equal(average, parts.model.clip.visual.get_parameter(name)), name
 
 
 def test_leftover_batches_are_a_step_of_their_own(prepare):
-    """Four batches, three to a step: two steps, the second with the gradient of the last batch alone."""
-    parts = prepare("LaFTer", {"OPTIM.ACCUMULATE": 3})
+    parts = prepare("LaFTer", {"OPTIM.ACCUMULATE": 3})  # four batches: two steps
     train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
     steps = {state["step"].item() for state in parts.training.optimizer.state.values()}
     assert steps == {2}

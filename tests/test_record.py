@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     whole = path.read_bytes()
     noise = torch.randint(256, (500,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy().tobytes()
     damaged = {"empty": b"", "text": b"not a checkpoint\n", "cut": whole[: len(whole) // 2], "start lost": whole[100:],
-               "noise": noise, "harmful": pickle.dumps(Harmful(trap))}
+               "noise": noise, "harmful": pickle.dumps(Harmful(trap), protocol=2)}
     if damage in damaged:
         path.write_bytes(damaged[damage])
     else:

@@ -1,0 +1,190 @@
+"""The real program on the demo's drawings with the demo's CLIP: every mode, from the command line to its record."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import LaFTer
+from utils.demo_faces import draw_dataset
+from utils.errors import InputError
+from utils.record import read_rows
+
+PROJECT = Path(__file__).resolve().parent.parent
+QUICK = ("--epochs", "2", "--txt_epochs", "20", "--workers", "0", "--batch_size", "12", "--lr", "0.001")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A data root with a small demo in it."""
+    folder = tmp_path_factory.mktemp("data")
+    draw_dataset(folder / "demo", train_per_class=6, test_per_class=4)
+    return folder
+
+
+@pytest.fixture
+def run(root, tmp_path):
+    """Run the program on the small demo; the run's folder and what `main` returned."""
+
+    def start(*arguments: str) -> tuple[Path, dict]:
+        before = set(tmp_path.rglob("final.json"))
+        places = ["--root", str(root), "--output-dir", str(tmp_path / "out"), "TEXT.CACHE_DIR", str(tmp_path / "cache")]
+        result = LaFTer.main(["--dataset-config-file", "demo", *QUICK, *arguments, *places,
+                              "DATASET.VAL_FRACTION", "0.2"])
+        (final,) = set(tmp_path.rglob("final.json")) - before
+        return final.parent, result
+
+    return start
+
+
+def numbers(folder: Path) -> tuple[dict, list[dict]]:
+    """final.json and metrics.jsonl without what differs between equal runs."""
+    final = json.loads((folder / "final.json").read_text(encoding="utf-8"))
+    rows = read_rows(folder / "metrics.jsonl")
+    return ({key: value for key, value in final.items() if key not in ("seconds", "environment")},
+            [{key: value for key, value in row.items() if key != "train_seconds"} for row in rows])
+
+
+MODES = {
+    "label-free": (),
+    "frozen teacher": ("PSEUDO_LABEL.TEACHER", "frozen"),
+    "moving teacher": ("PSEUDO_LABEL.TEACHER", "ema"),
+    "templates": ("--txt_cls", "templates_only"),
+    "names": ("--txt_cls", "cls_only"),
+    "zero-shot labels": ("--txt_cls", "zero_shot"),
+    "supervised": ("--enable_augmentation", "TRAIN.SUPERVISION", "labels"),
+    "two crops": ("--use_two_crops", "TRAIN.SUPERVISION", "labels"),
+    "no text phase": ("TRAIN.SUPERVISION", "labels", "TEXT.SKIP", "True"),
+    "dual task": ("--dual_task", "TRAIN.SUPERVISION", "labels"),
+    "dual task, generated": ("--dual_task", "TRAIN.SUPERVISION", "labels",
+                             "DATASET.DISTRIBUTION_STRATEGY", "strategy1"),
+    "dual task, label-free": ("--dual_task",),
+    "direct dual task": ("--direct_dualtask", "--scheduler", "none", "--lambda_weight", "0.5"),
+    "accumulated": ("--acc-batches", "2", "--scheduler", "coslr"),
+}
+
+
+@pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_ends_with_its_record(run, trainer, mode):
+    folder, result = run("--trainer", trainer, *MODES[mode])
+    assert folder.parts[-4:] == ("demo", trainer, "demo_clip", "seed1")
+    assert {"config.yaml", "split.json", "metrics.jsonl", "log.txt", "final.json"} <= {p.name for p in folder.iterdir()}
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert json.loads((folder / "final.json").read_text(encoding="utf-8")) == result
+    test = result["splits"]["test"]
+    baselines = {"no text phase": 0, "direct dual task": 0, "zero-shot labels": 1}.get(mode, 2)
+    assert set(test) == {*("zero_shot", "text_classifier")[:baselines], "untrained", "last", "best"}
+    assert test["last"] == rows[-1]["test"]
+    losses = {"consistency", "dual_task" if "dual" in mode else "cross_entropy"}
+    if trainer == "LaFTer":
+        losses.discard("consistency")
+    parts = {name for row in rows[1:] for name in row if name in ("consistency", "dual_task", "cross_entropy")}
+    assert parts == losses - ({"consistency"} if result["epochs"] <= 2 else set())  # one stage trains until epoch 2
+    assert ("pseudo_label_accuracy" in rows[1]) == (result["supervision"] == "pseudo")
+
+
+def test_all_stages_join_and_their_consistency_is_trained_and_recorded(run):
+    folder, _ = run("--trainer", "MultiLayerLaFTer", "--epochs", "6")
+    rows = read_rows(folder / "metrics.jsonl")[1:]
+    assert [row["active_stages"] for row in rows] == [[3], [3], [2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert all(("consistency" in row) == (len(row["active_stages"]) > 1) for row in rows)
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["cross_entropy"] + row.get("consistency", 0), abs=1e-5)
+    assert rows[-1]["sigma"] != rows[0]["sigma"] and rows[-1]["stage_weights"] != rows[0]["stage_weights"]
+
+
+@pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])
+def test_the_dumped_configuration_repeats_every_number(run, trainer, tmp_path):
+    first, _ = run("--trainer", trainer, "--seed", "3", "MULTI_LAYER_PROMPT.MODE", "replace")
+    LaFTer.main(["--config-file", str(first / "config.yaml"), "--exp-name", "again"])
+    second = first.parent / "again"
+    assert numbers(second) == numbers(first)
+    state, again = (torch.load(folder / "checkpoints" / "best.pt", weights_only=True) for folder in (first, second))
+    assert all(torch.equal(state["model"][name], again["model"][name]) for name in state["model"])
+
+
+def test_another_seed_gives_other_numbers(run):
+    first, second = (numbers(run("--seed", seed)[0])[1] for seed in ("1", "2"))
+    assert first[1]["loss"] != second[1]["loss"]
+
+
+@pytest.mark.parametrize("flag, methods", [
+    ("--zero_shot", {"zero_shot"}), ("--no-train", {"zero_shot"}),
+    ("--skip_finetune", {"zero_shot", "text_classifier"})])
+def test_runs_that_tune_nothing(run, flag, methods):
+    folder, result = run(flag)
+    assert set(result["splits"]["test"]) == methods and not (folder / "checkpoints").exists()
+
+
+def test_evaluation_repeats_the_runs_figures(run):
+    folder, result = run("--trainer", "MultiLayerLaFTer", "TRAIN.KEEP", "0")
+    for epoch in ("2", "1"):
+        again = LaFTer.main(["--eval-only", "--model-dir", str(folder), "--load-epoch", epoch])
+        row = read_rows(folder / "metrics.jsonl")[int(epoch)]
+        assert {split: again["splits"][split]["tuned"] for split in again["splits"]} == {
+            split: row[split] for split in ("val", "test")}
+        assert (folder / f"eval_demo_epoch{epoch}.json").is_file()
+    with pytest.raises(FileNotFoundError, match="epoch 7.*kept epochs: 1, 2"):
+        LaFTer.main(["--eval-only", "--model-dir", str(folder), "--load-epoch", "7"])
+
+
+def test_a_finished_run_is_not_trained_again(run, caplog):
+    folder, result = run()
+    changed = (folder / "metrics.jsonl").stat().st_mtime_ns
+    again = LaFTer.main(["--config-file", str(folder / "config.yaml")])
+    assert again == result and (folder / "metrics.jsonl").stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(run, trainer, monkeypatch, root):
+    whole, _ = run("--trainer", trainer, "--exp-name", "whole", "--epochs", "4")
+    scored = []
+
+    def stop_after_two_epochs(model, loaders, original=LaFTer.fit.__globals__["evaluate"]):
+        scored.append(1)
+        if len(scored) > 3:
+            raise KeyboardInterrupt
+        return original(model, loaders)
+
+    monkeypatch.setitem(LaFTer.fit.__globals__, "evaluate", stop_after_two_epochs)
+    with pytest.raises(KeyboardInterrupt):
+        run("--trainer", trainer, "--exp-name", "cut", "--epochs", "4")
+    monkeypatch.undo()
+    cut = whole.parent / "cut"
+    assert [row["epoch"] for row in read_rows(cut / "metrics.jsonl")] == [0, 1, 2] and not (cut / "final.json").exists()
+    with pytest.raises(InputError, match="--resume auto"):
+        run("--trainer", trainer, "--exp-name", "cut", "--epochs", "4")
+    run("--trainer", trainer, "--exp-name", "cut", "--epochs", "4", "--resume", "auto")
+    assert numbers(cut) == numbers(whole)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--dataset-config-file", "demo", "--epocs", "3"], ["--epocs"]),
+    (["--dataset-config-file", "demo", "OPTIM.LRR", "1"], ["OPTIM.LRR", "OPTIM.LR"]),
+    (["--dataset-config-file", "nothing"], ["nothing", "emotion6"]),
+    (["--dataset-config-file", "emotion6", "--root", "nowhere"], ["nowhere", "--root"]),
+    (["--dataset-config-file", "demo", "--head", "mlp"], ["--head", "--txt_cls"]),
+    (["--dataset-config-file", "demo", "--backbone", "ViT-B/64"], ["ViT-B/64", "ViT-B/32"]),
+    (["--dataset-config-file", "demo", "--backbone", "weights/none.pt"], ["none.pt"]),
+    (["--dataset-config-file", "demo", "--device", "toaster"], ["toaster", "cpu"]),
+    (["--dataset-config-file", "demo", "MULTI_LAYER_PROMPT.STAGES", "[[0,1],[3]]"], ["stages", "12 layers"]),
+    (["--dataset-config-file", "demo", "INPUT.SIZE", "65"], ["65", "8"]),
+    (["--dataset-config-file", "demo", "--dual_task", "--lambda_weight", "1.5"], ["LAMBDA", "1.5"]),
+    (["--direct_dualtask", "--dataset-config-file", "demo", "TRAIN.SUPERVISION", "pseudo"], ["TRAIN.SUPERVISION"]),
+])
+def test_bad_input_is_answered_by_one_line(root, tmp_path, arguments, words):
+    rooted = [] if "--root" in arguments else ["--root", str(root)]
+    options = ["--output-dir", str(tmp_path), "TEXT.CACHE_DIR", str(tmp_path)]
+    done = subprocess.run([sys.executable, str(PROJECT / "LaFTer.py"), *arguments, *rooted, *options], cwd=PROJECT,
+                          capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    message = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and message.startswith("error: ") and "Traceback" not in done.stderr, done.stderr
+    assert all(word in message for word in words), message

@@ -1,0 +1,81 @@
+"""What the readers of the data sets share: to find and read files, to check what they name, to carve splits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+
+from yacs.config import CfgNode
+
+from .data import Item, Splits, carve, check_images
+from .errors import InputError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+def existing(what: str, *paths: Path) -> Path:
+    """The first of `paths` that exists. Raises FileNotFoundError that says `what` they are and names them."""
+    for path in paths:
+        if path.exists():
+            return path
+    others = f" (nor {', '.join(path.name for path in paths[1:])} beside it)" if len(paths) > 1 else ""
+    raise FileNotFoundError(f"{what} {paths[0]} does not exist{others}; set --root to the folder that holds the data")
+
+
+def data_folder(cfg: CfgNode, *names: str) -> Path:
+    """The data set's folder under DATASET.ROOT, by the first of its usual names that is there."""
+    return existing("data set folder", *(Path(cfg.DATASET.ROOT) / name for name in names))
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without byte order mark; InputError that names a file in another encoding."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); restore it") from error
+
+
+def read_json(path: Path) -> object:
+    """The content of a JSON file; InputError that names a damaged one and where it breaks."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no valid JSON ({error}); restore it") from error
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def find_image(root: Path, name: str, where: str, folders: Sequence[str] = ("",)) -> Path:
+    """The image that an annotation calls `name`, relative to one of `folders` of `root`; either slash separates.
+
+    If it is in none of them, the path in the first, for `check_items` to report. Raises InputError for a name
+    that is no path inside the data set; `where` (file and row) opens its message.
+    """
+    relative = PureWindowsPath(name)
+    if not relative.parts or relative.anchor or ".." in relative.parts:
+        raise InputError(f"{where}: image {name!r} must be a path inside {root}")
+    places = [root / folder / relative.as_posix() for folder in folders]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """InputError that names an image which is annotated twice, as it could be trained and tested on, or is missing."""
+    counts = Counter(item.path for item in items)
+    twice = [path for path, count in counts.items() if count > 1]
+    if twice:
+        raise InputError(f"image {twice[0]} is annotated more than once; keep one of its rows")
+    check_images(items)
+
+
+def carve_splits(cfg: CfgNode, name: str, root: Path, classnames: list[str], train: list[Item],
+                 test: list[Item] | None) -> Splits:
+    """Carve what is not given: the test split from all, validation from train."""
+    if test is None:
+        train, test = carve(train, cfg.DATASET.TEST_FRACTION, cfg.SEED)
+    train, val = carve(train, cfg.DATASET.VAL_FRACTION, cfg.SEED)
+    return Splits(name, root, classnames, train, val, test)
