@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 import clip
 from clip.model import CLIP
 from trainers.build import build_student, build_training, count_parameters
-from trainers.engine import evaluate, fit, load_tuned
+from trainers.engine import evaluate, fit, load_tuned, predict
 from trainers.objective import Objective
 from trainers.plain import plain_features
 from trainers.text_classifier import train_text_classifier
@@ -34,9 +34,11 @@ from utils.errors import InputError, TrainingError
 from utils.flags import Flags, parse_flags
 from utils.logs import start_logging
 from utils.metrics import score
+from utils.pictures import choose_items, draw_predictions
 from utils.record import Run, run_folder, write_text
 from utils.results import format_summary
 from utils.transforms import build_views
+from utils.utils import Tunable
 
 log = logging.getLogger("LaFTer")
 
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> dict:
     if flags.eval_only:
         return evaluate_run(cfg, splits, flags)
     run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME))
+    run.check_settings(cfg)
     with start_logging(Path(cfg.LOG_DIR) if cfg.LOG_DIR else run.folder):
         if run.finished:
             log.info("%s is finished already; choose another --exp-name, or delete it to run it again", run.folder)
@@ -101,7 +104,16 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run) -> dict:
     rows = fit(training, Objective(criterion, cfg, splits.classnames), loaders["train"], evaluation, cfg, run)
     for split in evaluation:
         result["splits"][split] |= {name: row[split] for name, row in rows.items()}
+    if cfg.PICTURES and "test" in loaders:
+        draw_examples(splits, model, loaders["test"], cfg.SEED, run.folder / "predictions.png")
     return result | {"epochs": training.epoch, "best_epoch": rows["best"]["epoch"]}
+
+
+def draw_examples(splits: Splits, model: Tunable, loader: DataLoader, seed: int, path: Path) -> None:
+    """A picture of a dozen test images with their annotated distributions and the model's."""
+    items = [splits.test[index] for index in choose_items(splits.test, 12, seed)]
+    outputs = predict(model, build_loader(items, loader.dataset.views, len(items), workers=0), "picture")
+    draw_predictions(items, outputs["probabilities"], splits.classnames, path)
 
 
 def load_clip(cfg: CfgNode) -> CLIP:

@@ -142,7 +142,7 @@ def build_model(state_dict: dict[str, Tensor], *, image_size: int | None = None,
     `image_size` other than the checkpoint's interpolates the positional embedding. Raises ClipError for a
     ResNet checkpoint and for keys that are missing or unexpected, by name.
     """
-    state = {name: tensor.float() for name, tensor in state_dict.items()
+    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state_dict.items()
              if name not in ("input_resolution", "context_length", "vocab_size")}  # extras of OpenAI's archives
     if any(name.startswith("visual.layer1.") for name in state):
         raise ClipError("this is a ResNet CLIP; only vision transformers work here: ViT-B/32, ViT-B/16, ViT-L/14, "

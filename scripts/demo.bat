@@ -1,10 +1,13 @@
 @echo off
 rem The main job on the embedded demo: zero-shot, text classifier, LaFTer, MultiLayerLaFTer; a table and a picture.
 rem Further arguments go to both trainings, e.g. --epochs 3. Needs no GPU and no download beyond the requirements.
+rem The drawn data and the runs go into the folders data and output\demo where you stand.
 setlocal
 call "%~dp0setup_env.bat" || exit /b 1
-for %%T in (LaFTer MultiLayerLaFTer) do (
-    "%PY%" LaFTer.py --dataset-config-file demo --trainer %%T --output-dir output/demo --resume auto %* || exit /b 1
-)
-"%PY%" -m utils.results output/demo
+set "RUNS=%CD%\output\demo"
+for %%T in (LaFTer MultiLayerLaFTer) do "%PY%" "%PROJECT%\LaFTer.py" --dataset-config-file demo --trainer %%T ^
+    --output-dir "%RUNS%" --resume auto %* || exit /b 1
+rem where Python finds the module
+cd /d "%PROJECT%"
+"%PY%" -m utils.results "%RUNS%"
 exit /b %ERRORLEVEL%

@@ -1,8 +1,11 @@
 @echo off
-rem Lint and all tests, on the CPU, in an environment of the project's own. Further arguments go to pytest.
+rem Lint and all tests, on the CPU, in an environment of the project's own. Further arguments go to pytest, which runs
+rem in the project's folder: scripts\test.bat tests\test_losses.py
 setlocal
-call "%~dp0setup_env.bat" tests\requirements.txt || exit /b 1
+call "%~dp0setup_env.bat" "%~dp0..\tests\requirements.txt" || exit /b 1
+cd /d "%PROJECT%"
 "%PY%" -m ruff check . || exit /b 1
-set CUDA_VISIBLE_DEVICES=
+rem an empty value would unset the variable in cmd.exe; -1 names no GPU
+set CUDA_VISIBLE_DEVICES=-1
 "%PY%" -m pytest %*
 exit /b %ERRORLEVEL%

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Lint and all tests, on the CPU, in an environment of the project's own. Further arguments go to pytest.
+# Lint and all tests, on the CPU, in an environment of the project's own. Further arguments go to pytest, which runs
+# in the project's folder: scripts/test.sh tests/test_losses.py
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" tests/requirements.txt
-.venv/bin/ruff check .
-exec env CUDA_VISIBLE_DEVICES= .venv/bin/python -m pytest "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+setup_env "$project/tests/requirements.txt"
+cd "$project"
+"$python" -m ruff check .
+exec env CUDA_VISIBLE_DEVICES= "$python" -m pytest "$@"

@@ -12,6 +12,12 @@ from utils.config import load_config
 VOCABULARY_SIZE = 49_408
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The tests' tensors are tiny: several threads would only wait for one another, for minutes on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

@@ -80,7 +80,7 @@ def test_the_shipped_trainer_defaults_arrive(trainer):
     tree = yaml.safe_load((PROJECT / "configs" / "trainers" / trainer / "default.yaml").read_text(encoding="utf-8"))
     cfg = load("TRAINER.NAME", trainer)
     assert tree
-    for key, value in utils.config._flatten(tree):
+    for key, value in utils.config.flatten(tree):
         node = cfg
         for part in key.split("."):
             node = node[part]
@@ -117,6 +117,8 @@ OPTIM:
   MAX_EPOCH: 200
   LR_SCHEDULER: "cosine"
   WARMUP_EPOCH: 1
+  WARMUP_TYPE: "constant"
+  WARMUP_CONS_LR: 1e-5
 
 TRAIN:
   PRINT_FREQ: 5
@@ -137,6 +139,7 @@ def test_coop_style_yaml_merges(tmp_path):
     assert cfg.DATALOADER.TRAIN_X.BATCH_SIZE == 32 and cfg.DATALOADER.TEST.BATCH_SIZE == 64
     assert isinstance(cfg.OPTIM.LR, float) and cfg.OPTIM.LR == 0.0005  # YAML itself reads 5e-4 as a string
     assert (cfg.OPTIM.NAME, cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_EPOCH) == ("sgd", "cosine", 1)
+    assert (cfg.OPTIM.WARMUP_TYPE, cfg.OPTIM.WARMUP_CONS_LR) == ("constant", 1e-5)
     assert (cfg.MODEL.BACKBONE.NAME, cfg.TRAIN.PRINT_FREQ) == ("ViT-B/16", 5)
 
 
@@ -215,6 +218,8 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
     (("DATASET.VAL_FRACTION", "-0.1"), ("DATASET.VAL_FRACTION", "-0.1")),
     (("OPTIM.WEIGHT_DECAY", "-1"), ("OPTIM.WEIGHT_DECAY", "negative")),
     (("SEED", "-1"), ("SEED", "-1")),
+    (("OPTIM.WARMUP_CONS_LR", "slow"), ("OPTIM.WARMUP_CONS_LR", "slow")),
+    (("OPTIM.WARMUP_TYPE", "cosine"), ("OPTIM.WARMUP_TYPE", "linear", "constant")),
     (("TEXT.SKIP", "True"), ("TRAIN.SUPERVISION", "labels")),
     (("DATASET.NAME", ""), ("--dataset-config-file",)),
 ])

@@ -93,7 +93,7 @@ def emoset(write, load, tmp_path):
 
 @pytest.mark.parametrize("folder", ["EmoSet", "EmoSet-118K"])
 @pytest.mark.parametrize("fields", [3, 4])
-@pytest.mark.parametrize("info", [FLAT, NESTED], ids=["flat", "nested"])
+@pytest.mark.parametrize("info", [FLAT, NESTED, json.dumps(FLAT).encode("utf-8-sig")], ids=["flat", "nested", "mark"])
 def test_emoset_in_its_official_splits(emoset, info, fields, folder, caplog):
     with caplog.at_level(logging.INFO):
         splits = emoset(info, fields, folder)
@@ -218,7 +218,7 @@ def test_abstract_by_hand(voted, caplog):
     with caplog.at_level(logging.INFO):
         check_by_hand(voted(ABSTRACT), "abstract")
     assert "3 images; for 1 the most votes are tied" in caplog.text and "3 train, 0 val, 0 test" in caplog.text
-    check_by_hand(voted(("\ufeff" + "\r\n".join([*ABSTRACT, ""])).encode()), "abstract")  # as Windows saves it
+    check_by_hand(voted(("\ufeff" + "\r\n".join([*ABSTRACT, "", ""])).encode()), "abstract")  # as Windows saves it
 
 
 @pytest.mark.parametrize("name", ["flickr_ldl", "twitter_ldl"])

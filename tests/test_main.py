@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,11 +33,11 @@ def root(tmp_path_factory):
 def run(root, tmp_path):
     """Run the program on the small demo; the run's folder and what `main` returned."""
 
-    def start(*arguments: str) -> tuple[Path, dict]:
+    def start(*arguments: str, pictures: bool = False) -> tuple[Path, dict]:
         before = set(tmp_path.rglob("final.json"))
         places = ["--root", str(root), "--output-dir", str(tmp_path / "out"), "TEXT.CACHE_DIR", str(tmp_path / "cache")]
         result = LaFTer.main(["--dataset-config-file", "demo", *QUICK, *arguments, *places,
-                              "DATASET.VAL_FRACTION", "0.2"])
+                              "DATASET.VAL_FRACTION", "0.2", "PICTURES", str(pictures)])
         (final,) = set(tmp_path.rglob("final.json")) - before
         return final.parent, result
 
@@ -74,7 +75,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_ends_with_its_record(run, trainer, mode):
     folder, result = run("--trainer", trainer, *MODES[mode])
-    assert folder.parts[-4:] == ("demo", trainer, "demo_clip", "seed1")
+    assert folder.parts[-4:-1] == ("demo", trainer, "demo_clip") and folder.name.endswith("seed1")
     assert {"config.yaml", "split.json", "metrics.jsonl", "log.txt", "final.json"} <= {p.name for p in folder.iterdir()}
     rows = read_rows(folder / "metrics.jsonl")
     assert [row["epoch"] for row in rows] == [0, 1, 2]
@@ -92,7 +93,8 @@ def test_every_mode_ends_with_its_record(run, trainer, mode):
 
 
 def test_all_stages_join_and_their_consistency_is_trained_and_recorded(run):
-    folder, _ = run("--trainer", "MultiLayerLaFTer", "--epochs", "6")
+    folder, _ = run("--trainer", "MultiLayerLaFTer", "--epochs", "6", pictures=True)
+    assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")
     rows = read_rows(folder / "metrics.jsonl")[1:]
     assert [row["active_stages"] for row in rows] == [[3], [3], [2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
     assert all(("consistency" in row) == (len(row["active_stages"]) > 1) for row in rows)
@@ -109,6 +111,13 @@ def test_the_dumped_configuration_repeats_every_number(run, trainer, tmp_path):
     assert numbers(second) == numbers(first)
     state, again = (torch.load(folder / "checkpoints" / "best.pt", weights_only=True) for folder in (first, second))
     assert all(torch.equal(state["model"][name], again["model"][name]) for name in state["model"])
+
+
+def test_a_folder_with_other_settings_is_not_taken_for_this_run(run):
+    folder, _ = run("--exp-name", "mine")
+    with pytest.raises(InputError, match="OPTIM.LR is 0.001 there and 0.002 here.*--exp-name"):
+        run("--exp-name", "mine", "--lr", "0.002")
+    assert run("--zero_shot")[0].name == "zero_shot-seed1" and run("--skip_finetune")[0].name == "text-seed1"
 
 
 def test_another_seed_gives_other_numbers(run):
@@ -183,8 +192,21 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(run, trainer, monkeypatc
 def test_bad_input_is_answered_by_one_line(root, tmp_path, arguments, words):
     rooted = [] if "--root" in arguments else ["--root", str(root)]
     options = ["--output-dir", str(tmp_path), "TEXT.CACHE_DIR", str(tmp_path)]
-    done = subprocess.run([sys.executable, str(PROJECT / "LaFTer.py"), *arguments, *rooted, *options], cwd=PROJECT,
-                          capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    with pytest.raises(SystemExit) as caught:
+        LaFTer.exit_with_message(lambda: LaFTer.main([*arguments, *rooted, *options]))
+    message = caught.value.code
+    assert message.startswith("error: ") and "\n" not in message and all(word in message for word in words), message
+
+
+def test_a_broken_image_in_a_loaders_process_is_named_on_the_last_line(root, tmp_path):
+    """As a user sees it: exit status 1, one line, no traceback."""
+    shutil.copytree(root / "demo", tmp_path / "demo")
+    victim = sorted((tmp_path / "demo" / "images" / "train").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:60])
+    command = [sys.executable, str(PROJECT / "LaFTer.py"), "--dataset-config-file", "demo", "--root", str(tmp_path),
+               "--output-dir", str(tmp_path / "out"), "--workers", "1", "--epochs", "1", "TEXT.SKIP", "True",
+               "TRAIN.SUPERVISION", "labels", "DATASET.VAL_FRACTION", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     message = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and message.startswith("error: ") and "Traceback" not in done.stderr, done.stderr
-    assert all(word in message for word in words), message
+    assert done.returncode == 1 and message.startswith("error: cannot read image") and victim.name in message
+    assert "Traceback" not in done.stderr

@@ -127,6 +127,14 @@ def test_length_and_start_of_the_warmup(warmup_epochs, warmup_lr, expected):
     assert got == pytest.approx(expected)
 
 
+def test_a_constant_warmup_stays_at_its_start():
+    args = settings("warmup", warmup_epochs=2, warmup_lr=1.0 * LR, warmup_type="constant")
+    optimizer, schedule, _ = setup_lafter_training_utils(args, Model())
+    assert [row["adapter"] / LR for row in rates_by_epoch(optimizer, schedule, 3)] == pytest.approx([1, 1, 5, 5])
+    with pytest.raises(InputError, match="warmup_type"):
+        setup_lafter_training_utils(settings("warmup", warmup_type="cosine"), Model())
+
+
 def test_the_wrapped_scheduler_counts_from_the_end_of_the_warmup():
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "name": "a"}], lr=8.0)
     schedule = ConstantWarmupScheduler(optimizer, StepLR(optimizer, step_size=2, gamma=0.5), warmup_epochs=2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -30,6 +30,7 @@ CHOICES = {
     "DATASET.NEUTRAL": ("drop", "keep"),
     "DATASET.DISTRIBUTION_STRATEGY": ("strategy1", "annotated", "json"),
     "OPTIM.NAME": ("adamw", "adam", "sgd"),
+    "OPTIM.WARMUP_TYPE": ("linear", "constant"),
     "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
 }
 LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE")
@@ -42,6 +43,7 @@ def default_config() -> CN:
     cfg.OUTPUT_DIR = "output"
     cfg.EXP_NAME = ""  # "": seed<SEED>
     cfg.LOG_DIR = ""  # where log.txt goes; "": the run's folder
+    cfg.PICTURES = True  # predictions.png: a dozen test images and what the model says of them
     cfg.RESUME = ""  # auto, a run folder or a checkpoint file
     cfg.DEVICE = "auto"  # CUDA, else MPS, else CPU
     cfg.MODEL = CN(dict(
@@ -61,7 +63,9 @@ def default_config() -> CN:
     cfg.DATALOADER = CN(dict(NUM_WORKERS=2, TRAIN_X=CN(dict(BATCH_SIZE=50)), TEST=CN(dict(BATCH_SIZE=100))))
     cfg.OPTIM = CN(dict(
         NAME="adamw", LR=5e-4, WEIGHT_DECAY=0.01, MOMENTUM=0.9, MAX_EPOCH=50, ADAPTER_LR_SCALE=5.0, FUSION_LR_SCALE=0.1,
-        LR_SCHEDULER="cosine", WARMUP_EPOCH=3, STEPSIZE=[], GAMMA=0.1, ACCUMULATE=1, LABEL_SMOOTHING=0.1))
+        LR_SCHEDULER="cosine", WARMUP_EPOCH=3, WARMUP_TYPE="linear",
+        WARMUP_CONS_LR=None,  # rate of every group at the start; None: a tenth of each group's own
+        STEPSIZE=[], GAMMA=0.1, ACCUMULATE=1, LABEL_SMOOTHING=0.1))
     cfg.TEXT = CN(dict(MODE="lafter", EPOCHS=500, LR=1e-3, NOISE_STD=0.1, LABEL_SMOOTHING=0.1, CACHE_DIR="cache",
                        SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}"))
     cfg.TRAIN = CN(dict(SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1))
@@ -129,7 +133,7 @@ def resolve_path(name: str) -> Path:
 def _parse_options(options: Sequence[str]) -> dict[str, object]:
     if len(options) % 2:
         raise InputError(f"trailing options come as KEY VALUE pairs, but {options[-1]!r} stands alone")
-    texts = {key for key, default in _flatten(default_config()) if isinstance(default, str)}
+    texts = {key for key, default in flatten(default_config()) if isinstance(default, str)}
     return {key: value if key in texts else _parse_value(value) for key, value in zip(options[::2], options[1::2])}
 
 
@@ -140,26 +144,32 @@ def _parse_value(text: str) -> object:
         return text  # such as "a photo: {}": a string as it stands
 
 
-def _merge_file(cfg: CN, path: Path) -> None:
+def read_yaml(path: Path) -> dict:
+    """The tree in a YAML file. Raises InputError where it is none."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold KEY: value pairs")
-    _merge_values(cfg, dict(_flatten(tree)), str(path))
+    return tree
 
 
-def _flatten(tree: dict, prefix: str = ""):
+def _merge_file(cfg: CN, path: Path) -> None:
+    _merge_values(cfg, dict(flatten(read_yaml(path))), str(path))
+
+
+def flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) pairs of a configuration tree."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def _merge_values(cfg: CN, values: dict[str, object], source: str) -> None:
-    known = dict(_flatten(cfg))
+    known = dict(flatten(cfg))
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3) or sorted(known)
@@ -200,7 +210,7 @@ def _decode(text: str) -> object:
 
 def check_config(cfg: CN) -> None:
     """Choices and ranges; InputError names the key, the value and what is valid."""
-    values = dict(_flatten(cfg))
+    values = dict(flatten(cfg))
     for key, valid in CHOICES.items():
         if values[key] not in valid:
             raise InputError(f"{key} is {values[key]!r}; valid: {', '.join(valid)}")
@@ -220,6 +230,9 @@ def check_config(cfg: CN) -> None:
                 "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING"):
         if not 0 <= values[key] <= 1:
             raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
+    start = cfg.OPTIM.WARMUP_CONS_LR
+    if start is not None and (isinstance(start, bool) or not isinstance(start, (int, float)) or not start >= 0):
+        raise InputError(f"OPTIM.WARMUP_CONS_LR is {start!r}; it must be a rate, not negative")
     if not 0 < cfg.MULTI_LAYER_PROMPT.FUSION_START < 1:
         raise InputError(f"MULTI_LAYER_PROMPT.FUSION_START is {cfg.MULTI_LAYER_PROMPT.FUSION_START}; it must lie "
                          "between 0 and 1")

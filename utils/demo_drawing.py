@@ -6,7 +6,7 @@ Coordinates: the picture spans [-1, 1] in both directions, y grows downward, the
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from .demo_styles import COLOURS, Style, mix, paint_background
 
@@ -101,30 +101,27 @@ def draw_brows(pen: Pen, action: dict[str, float], ink: tuple[int, ...]) -> None
 
 def draw_eyes(pen: Pen, style: Style, action: dict[str, float], ink: tuple[int, ...], iris: tuple[int, ...]) -> None:
     """White between two lids with a pupil that the lids cover; cheeks that push up leave a happy arc."""
-    rx = 0.2 + 0.02 * action["eye_open"]
+    rx, bow = 0.2 + 0.02 * action["eye_open"], np.sqrt(1 - ARC ** 2)
+    white = mix(COLOURS["white"], COLOURS[style.second_colour], 0.5 if style.eye == "tinted" else 0)
     for side in (-1, 1):
         x0, y0 = side * 0.33, -0.12
         slant = 1 - 0.55 * action["brow_tilt"] * -side * ARC  # the upper lid follows the brow
-        bow = np.sqrt(1 - ARC ** 2)
         upper = -np.clip(0.05 + 0.25 * action["eye_open"], 0.04, 0.32) * bow * slant
         lower = np.clip(0.04 + 0.2 * action["eye_open"] - 0.3 * action["squint"], -0.16, 0.26) * bow
         lower = np.maximum(lower, upper + 0.03 * bow)
-        lids = np.concatenate([np.stack([x0 + rx * ARC, y0 + upper], 1),
-                               np.stack([x0 + rx * ARC, y0 + lower], 1)[::-1]])
-        solid = style.eye == "bead"
-        pen.fill(lids, ink if solid else COLOURS["white"])
+        upper_lid, lower_lid = (np.stack([x0 + rx * ARC, y0 + lid], 1) for lid in (upper, lower))
+        pen.fill(np.concatenate([upper_lid, lower_lid[::-1]]), white)
         pupil = np.clip(0.05 + 0.09 * action["pupil"], 0.035, 0.15)
-        for radius, colour in (((pupil * 1.5, iris), (pupil, ink)) if style.eye == "iris" else ((pupil, ink),)):
-            disc = ellipse(0.02 * side, 0.08 * action["gaze_down"] - 0.01, radius, radius)
-            column = disc[:, 0] / rx
-            disc[:, 1] = np.clip(disc[:, 1], np.interp(column, ARC, upper), np.interp(column, ARC, lower))
-            if not solid and style.eye != "ring":
-                pen.fill(disc + [x0, y0], colour)
-        if style.eye == "ring":
+        if style.eye == "ring":  # a dot in the middle, whatever the gaze
             pen.fill(ellipse(x0, y0 + (upper.min() + lower.max()) / 2, pupil * 0.6, pupil * 0.6), ink)
-        pen.line(np.stack([x0 + rx * ARC, y0 + upper], 1), ink, width=0.9, plain=True)
-        if not solid:
-            pen.line(np.stack([x0 + rx * ARC, y0 + lower], 1), ink, width=0.5, plain=True)
+        else:
+            for radius, colour in ((pupil * 1.5, iris), (pupil, ink)) if style.eye == "iris" else ((pupil, ink),):
+                disc = ellipse(0.02 * side, 0.08 * action["gaze_down"] - 0.01, radius, radius)
+                column = disc[:, 0] / rx
+                disc[:, 1] = np.clip(disc[:, 1], np.interp(column, ARC, upper), np.interp(column, ARC, lower))
+                pen.fill(disc + [x0, y0], colour)
+        pen.line(upper_lid, ink, width=0.9, plain=True)
+        pen.line(lower_lid, ink, width=0.5, plain=True)
 
 
 def draw_nose(pen: Pen, action: dict[str, float], ink: tuple[int, ...]) -> None:
@@ -208,5 +205,4 @@ def draw(rng: np.random.Generator, action: dict[str, float], style: Style) -> Im
     draw_brows(pen, action, ink)
     if style.extras:
         draw_drops(pen, action, water)
-    image = image.reduce(SUPERSAMPLING)
-    return ImageOps.invert(image) if style.inverted else image
+    return image.reduce(SUPERSAMPLING)

@@ -29,17 +29,15 @@ class Family:
     tilt: float
     extras: float    # how often tears, sweat and blush are drawn
     outline: float   # how often the face is an outline without colours
-    inverted: float  # how often the picture is a negative
 
 
 PRETRAIN = Family("pretrain", heads=("round", "oval"), skins=("ivory", "peach", "tan", "brown", "umber", "yellow"),
                   hairs=("short", "long", "curly"), lines=("clean", "fine"), eyes=("iris", "pupil"),
-                  backgrounds=("plain", "spotlight"), tilt=6, extras=1.0, outline=0.0, inverted=0.0)
+                  backgrounds=("plain", "spotlight"), tilt=6, extras=1.0, outline=0.0)
 DEMO = Family("demo", heads=("square", "pear", "hexagonal"),
-              skins=("green", "blue", "purple", "grey", "orange", "pink"),
-              hairs=("spiky", "bald"), lines=("bold", "dashed", "sketched"), eyes=("bead", "ring"),
-              backgrounds=("gradient", "striped", "noisy", "chequered"), tilt=14, extras=0.5, outline=0.35,
-              inverted=0.25)
+              skins=("green", "purple", "grey", "orange", "pink", "silver"), hairs=("spiky", "bald"),
+              lines=("bold", "dashed", "sketched"), eyes=("tinted", "ring"),
+              backgrounds=("gradient", "striped", "noisy", "chequered"), tilt=14, extras=0.5, outline=0.25)
 FAMILIES = {family.name: family for family in (PRETRAIN, DEMO)}
 
 
@@ -59,7 +57,6 @@ class Style:
     tilt: float
     extras: bool
     outline: bool
-    inverted: bool
 
 
 def sample_style(rng: np.random.Generator, family: Family) -> Style:
@@ -73,8 +70,7 @@ def sample_style(rng: np.random.Generator, family: Family) -> Style:
                  hair_colour=pick(("black", "umber", "brown", "gold", "red", "grey")), line=pick(family.lines),
                  eye=pick(family.eyes), background=pick(family.backgrounds), background_colour=first,
                  second_colour=second, tilt=float(rng.uniform(-family.tilt, family.tilt)),
-                 extras=bool(rng.random() < family.extras), outline=bool(rng.random() < family.outline),
-                 inverted=bool(rng.random() < family.inverted))
+                 extras=bool(rng.random() < family.extras), outline=bool(rng.random() < family.outline))
 
 
 def mix(first: tuple[int, ...], second: tuple[int, ...], share: float) -> tuple[int, ...]:

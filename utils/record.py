@@ -9,16 +9,29 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from .config import flatten, read_yaml
 from .data import Splits
 from .errors import InputError
 
 log = logging.getLogger(__name__)
 
+# keys that do not change a run's numbers
+HARMLESS = {"RESUME", "PICTURES", "DEVICE", "LOG_DIR", "OUTPUT_DIR", "EXP_NAME", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
+            "TRAIN.KEEP", "TEXT.CACHE_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "MODEL.DOWNLOAD_ROOT"}
+
 
 def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
-    """OUTPUT_DIR/<dataset>/<trainer>/<backbone>/<EXP_NAME or seed>; the trainer is TRAINER.NAME if not given."""
+    """OUTPUT_DIR/<dataset>/<trainer>/<backbone>/<EXP_NAME, or mode and seed>; the trainer is TRAINER.NAME if not given.
+
+    The label-free method's folder is `seed1`; other modes stand before the seed, as in `labels-dual_task-seed1`.
+    """
     backbone = backbone_label(cfg.MODEL.BACKBONE.NAME)
-    experiment = cfg.EXP_NAME or f"seed{cfg.SEED}"
+    if cfg.TRAIN.SKIP:
+        modes = [cfg.TEXT.MODE if cfg.TEXT.MODE == "zero_shot" else "text"]
+    else:
+        modes = (["direct"] * cfg.TEXT.SKIP + ["labels"] * (cfg.TRAIN.SUPERVISION == "labels")
+                 + ["dual_task"] * cfg.DUAL_TASK.ENABLED)
+    experiment = cfg.EXP_NAME or "-".join([*modes, f"seed{cfg.SEED}"])
     return Path(cfg.OUTPUT_DIR) / dataset / (trainer or cfg.TRAINER.NAME) / backbone / experiment
 
 
@@ -37,6 +50,19 @@ class Run:
             raise InputError(f"{folder} holds an unfinished run: go on with --resume auto, choose another --exp-name, "
                              "or delete the folder")
         folder.mkdir(parents=True, exist_ok=True)
+
+    def check_settings(self, cfg: CfgNode) -> None:
+        """InputError where the folder holds a run with settings that would give other numbers than these."""
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            return
+        there, here = (dict(flatten(tree)) for tree in (read_yaml(path), cfg))
+        different = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+                     for key in sorted({*there, *here} - HARMLESS) if there.get(key) != here.get(key)]
+        if different:
+            raise InputError(f"{self.folder} holds a run with other settings: {'; '.join(different[:3])}"
+                             + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+                             + "; choose another --exp-name, or delete the folder")
 
     @property
     def finished(self) -> bool:

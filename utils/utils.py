@@ -26,6 +26,7 @@ KINDS = ("prompts", "adapter", "layernorm", "fusion")  # fusion: NGA's sigma and
 KIND_OF_COMPONENT = {"adapter": "adapter", "prompt_embeddings": "prompts", "multi_prompts": "prompts",
                      "prompts": "prompts", "nga": "fusion", "fusion": "fusion", "stage_fusion": "fusion"}
 WARMUP_SCHEDULERS = ("cosine", "multistep", "warmup", "coslr")
+WARMUP_TYPES = ("linear", "constant")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
 Trainable = dict[str, tuple[Parameter, str]]  # full parameter name → (parameter, kind)
@@ -59,6 +60,7 @@ class TrainingSettings:
     momentum: float = 0.9  # of sgd
     warmup_epochs: int = 3
     warmup_lr: float | None = None  # rate of every group in epoch 0; None: a tenth of each group's own
+    warmup_type: str = "linear"  # climbs from there; constant: stays there until the warm-up ends
     scheduler_epochs: Sequence[int] = ()  # epochs of the run, from 0, at which multistep lowers the rate
     scheduler_gamma: float = 0.1  # factor at each of them
     adapter_lr_scale: float = 5.0
@@ -72,6 +74,8 @@ class TrainingSettings:
             raise InputError(f"epochs is {self.epochs!r}; it must be an integer of at least 1 (--epochs)")
         if not isinstance(self.warmup_epochs, int):
             raise InputError(f"warmup_epochs is {self.warmup_epochs!r}; it must be an integer")
+        if self.warmup_type not in WARMUP_TYPES:
+            raise InputError(f"unknown warmup_type {self.warmup_type!r}; valid: {', '.join(WARMUP_TYPES)}")
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"unknown optimizer {self.optimizer!r}; valid: {', '.join(OPTIMIZERS)}")
         for name in ("weight_decay", "momentum", "warmup_epochs", "warmup_lr", "scheduler_gamma",
@@ -173,13 +177,15 @@ class ConstantWarmupScheduler(LRScheduler):
         constant_scheduler: a fresh one of the same optimiser: constant, or any that starts at the targets.
         warmup_epochs: 0 leaves the warm-up out.
         warmup_lr: the rate of every group in epoch 0; None stands for a tenth of each group's own.
+        warmup_type: `linear`, or `constant`: the rate of epoch 0 lasts until the warm-up ends.
     """
 
     def __init__(self, optimizer: optim.Optimizer, constant_scheduler: LRScheduler, warmup_epochs: int = 3,
-                 warmup_lr: float | None = None):
+                 warmup_lr: float | None = None, warmup_type: str = "linear"):
         self.constant_scheduler = constant_scheduler
         self.warmup_epochs = warmup_epochs
         self.warmup_lr = warmup_lr
+        self.warmup_type = warmup_type
         super().__init__(optimizer)
 
     def step(self) -> None:
@@ -192,7 +198,7 @@ class ConstantWarmupScheduler(LRScheduler):
         """The rates of the current epoch, for `step`; read them with `get_last_lr`."""
         if self.last_epoch >= self.warmup_epochs:
             return self.constant_scheduler.get_last_lr()
-        done = self.last_epoch / self.warmup_epochs
+        done = self.last_epoch / self.warmup_epochs if self.warmup_type == "linear" else 0.0
         starts = [0.1 * target if self.warmup_lr is None else self.warmup_lr for target in self.base_lrs]
         return [start + (target - start) * done for start, target in zip(starts, self.base_lrs)]
 
@@ -229,7 +235,7 @@ def build_scheduler(optimizer: optim.Optimizer, settings: TrainingSettings) -> t
         after, what = StepLR(optimizer, step_size=settings.epochs, gamma=1.0), "constant rates"
     if name not in WARMUP_SCHEDULERS:
         return after, f"{what} without warm-up"
-    scheduler = ConstantWarmupScheduler(optimizer, after, warmup, settings.warmup_lr)
+    scheduler = ConstantWarmupScheduler(optimizer, after, warmup, settings.warmup_lr, settings.warmup_type)
     return scheduler, f"a warm-up over {warmup} epochs, then {what}"
 
 

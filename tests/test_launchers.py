@@ -1,0 +1,224 @@
+"""The launchers: each .sh and .bat hand the same arguments to LaFTer.py, from any folder, and yours come last."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.config import load_config
+from utils.demo_faces import draw_dataset
+from utils.errors import InputError
+from utils.flags import parse_flags
+from utils.record import run_folder
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+NATIVE = ".bat" if os.name == "nt" else ".sh"
+# what each sets beside --resume auto; everything else stays as the data set's YAML and the defaults have it
+LAUNCHERS = {
+    "LaFTer": {},
+    "LaFTer_DualTask": {"DUAL_TASK.ENABLED": True, "TRAIN.SUPERVISION": "labels", "OPTIM.LR_SCHEDULER": "none"},
+    "LaFTer_DirectDualTask": {"DUAL_TASK.ENABLED": True, "TRAIN.SUPERVISION": "labels", "TEXT.SKIP": True,
+                              "OPTIM.LR_SCHEDULER": "none"},
+    "LaFTer_MultiPrompt": {"TRAINER.NAME": "MultiLayerLaFTer"},
+    "zero_shot": {"TEXT.MODE": "zero_shot", "TRAIN.SKIP": True},
+}
+SHELL = sorted(SCRIPTS.glob("*.sh"))
+BATCH = sorted(SCRIPTS.glob("*.bat"))
+
+
+def stem(path: Path) -> str:
+    return path.name
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+def handed_over(path: Path) -> list[str]:
+    """The words that a launcher's text gives to LaFTer.py, with its variables in one spelling for both shells."""
+    text = re.sub(r"(\\|\^)\n", " ", path.read_text(encoding="ascii"))
+    (line,) = [line for line in text.splitlines() if 'LaFTer.py"' in line]
+    words = line.split('LaFTer.py"')[1].removesuffix("|| exit /b 1").split()
+    names = {"%DATASET%": None, "%*": '"$@"', "%%T": '"$trainer"', '"%RUNS%"': '"$runs"'}
+    return [word for word in (names.get(word, word) for word in words) if word]
+
+
+def test_every_script_has_its_twin():
+    assert {path.stem for path in SHELL} == {path.stem for path in BATCH} == {*LAUNCHERS, "demo", "test", "setup_env"}
+
+
+@pytest.mark.parametrize("name", [*LAUNCHERS, "demo"])
+def test_both_of_a_pair_hand_over_the_same_arguments(name):
+    shell, batch = (handed_over(SCRIPTS / (name + suffix)) for suffix in (".sh", ".bat"))
+    assert shell == batch
+    assert shell[-1] == '"$@"' and "--resume auto" in " ".join(shell)
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_both_of_a_pair_choose_the_data_set_alike(name):
+    shell, batch = ((SCRIPTS / (name + suffix)).read_text(encoding="ascii").splitlines() for suffix in (".sh", ".bat"))
+    assert 'case "${1:-}" in "" | -*) set -- emotion6 "$@" ;; esac' in shell
+    start = batch.index("set DATASET=emotion6")
+    assert batch[start + 1: start + 3] == ['set "FIRST=%~1"',
+                                           'if defined FIRST if not "%FIRST:~0,1%"=="-" set DATASET=']
+    assert handed_over(SCRIPTS / (name + ".sh"))[-2] == "--dataset-config-file"
+
+
+@pytest.mark.parametrize("path", BATCH, ids=stem)
+def test_batch_files_are_plain(path):
+    """CRLF, ASCII, commands of every cmd.exe, and nothing that waits for a key."""
+    content = path.read_bytes()
+    assert content.endswith(b"\r\n") and content.count(b"\n") == content.count(b"\r\n") == content.count(b"\r")
+    lines = re.sub(r"\^\n", "", path.read_text(encoding="ascii")).splitlines()
+    assert lines[0] == "@echo off"
+    known = {"@echo", "rem", "setlocal", "set", "call", "if", "for", "goto", ":own", "cd", "echo", "exit", '"%PY%"'}
+    assert {line.split()[0] for line in lines} <= known
+    assert not any(word in line for line in lines if not line.startswith("rem") for word in
+                   ("pause", "powershell", "timeout", "enabledelayedexpansion"))
+
+
+@pytest.mark.parametrize("path", SHELL, ids=stem)
+@pytest.mark.skipif(os.name == "nt", reason="needs bash and file modes")
+def test_shell_files_are_valid(path):
+    assert b"\r" not in path.read_bytes() and os.access(path, os.X_OK)
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- what they do -----------------------------------------------------------------------------------------------------
+
+def start(script: Path, *arguments: str, cwd: Path, python: str | None = sys.executable, **environment: str):
+    """Run a script as this system's users do; `python` is LAFTER_PYTHON, None leaves the choice to setup_env."""
+    command = ["cmd", "/c", str(script)] if os.name == "nt" else [str(script)]
+    env = {key: value for key, value in os.environ.items() if key != "LAFTER_PYTHON"} | environment
+    if python:
+        env["LAFTER_PYTHON"] = python
+    return subprocess.run([*command, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A project with the real scripts, no requirements, and a LaFTer.py that tells how it was called."""
+    folder = tmp_path / "the project"
+    shutil.copytree(SCRIPTS, folder / "scripts")
+    (folder / "requirements.txt").touch()
+    (folder / "LaFTer.py").write_text(
+        "import json, os, sys\nprint(json.dumps([sys.argv[1:], os.getcwd(), sys.prefix]))\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def configuration(project, tmp_path):
+    """configuration(name, arguments…) → what LaFTer.py makes of the arguments that the launcher hands to it."""
+
+    def configure(name: str, *arguments: str):
+        done = start(project / "scripts" / (name + NATIVE), *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        arguments, folder, _ = json.loads(done.stdout)
+        assert Path(folder) == tmp_path  # where the user stands
+        flags = parse_flags(arguments)
+        return load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
+
+    return configure
+
+
+def changed(cfg, other) -> dict[str, object]:
+    """The keys of `cfg` whose values differ from those in `other`, by their full names."""
+    found = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": inner for name, inner in changed(value, other[key]).items()}
+        elif value != other[key]:
+            found[key] = value
+    return found
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_each_sets_what_its_name_says(configuration, name):
+    trainer = LAUNCHERS[name].get("TRAINER.NAME", "LaFTer")
+    plain = load_config("emotion6", flags={"TRAINER.NAME": trainer})
+    expected = {key: value for key, value in LAUNCHERS[name].items() if key != "TRAINER.NAME"}
+    assert changed(configuration(name), plain) == {"RESUME": "auto", **expected}
+    assert configuration(name, "--seed", "3").SEED == 3  # the first argument is a flag: still emotion6
+    assert configuration(name, "demo", "--seed", "3").DATASET.NAME == "demo"
+
+
+def test_the_users_arguments_come_last(configuration):
+    cfg = configuration("LaFTer_DualTask", "emotion6", "--scheduler", "coslr", "--resume", "", "--root", "my data",
+                        "TRAIN.SUPERVISION", "pseudo", "MULTI_LAYER_PROMPT.STAGES", "[[0,1],[2,3]]", "--exp-name", "x")
+    assert (cfg.OPTIM.LR_SCHEDULER, cfg.RESUME, cfg.DATASET.ROOT) == ("coslr", "", "my data")
+    assert (cfg.TRAIN.SUPERVISION, cfg.MULTI_LAYER_PROMPT.STAGES) == ("pseudo", [[0, 1], [2, 3]])
+    assert cfg.DUAL_TASK.ENABLED and cfg.EXP_NAME == "x"
+    assert configuration("LaFTer", "demo", "--skip_finetune").TRAIN.SKIP
+    assert configuration("LaFTer_DirectDualTask", "--multi_layer_prompt").TRAINER.NAME == "MultiLayerLaFTer"
+
+
+def test_a_flag_against_the_launchers_purpose_is_refused(configuration):
+    with pytest.raises(InputError, match="--multi_layer_prompt sets TRAINER.NAME"):
+        configuration("LaFTer_MultiPrompt", "--trainer", "LaFTer")
+    with pytest.raises(InputError, match="--zero_shot sets TEXT.MODE"):
+        configuration("zero_shot", "--txt_cls", "lafter")
+
+
+def test_every_launcher_and_seed_has_a_folder_of_its_own(configuration):
+    """A launcher that found another's finished run in its folder would do nothing."""
+    folders = {run_folder(configuration(name, "demo", "--seed", seed), "demo")
+               for name in LAUNCHERS for seed in ("1", "2")}
+    assert len(folders) == 2 * len(LAUNCHERS)
+
+
+def test_the_demo_trains_both_and_compares_them(project, tmp_path):
+    (project / "utils").mkdir()
+    (project / "utils" / "results.py").write_text("import sys\nprint('compared', sys.argv[1])\n", encoding="utf-8")
+    done = start(project / "scripts" / ("demo" + NATIVE), "--epochs", "3", cwd=tmp_path)
+    *trainings, compared = done.stdout.splitlines()
+    given = [json.loads(line)[0] for line in trainings]
+    assert [arguments[arguments.index("--trainer") + 1] for arguments in given] == ["LaFTer", "MultiLayerLaFTer"]
+    assert all(arguments[-2:] == ["--epochs", "3"] for arguments in given)
+    runs = tmp_path / "output" / "demo"
+    assert [Path(arguments[arguments.index("--output-dir") + 1]) for arguments in given] == [runs, runs]
+    assert compared == f"compared {runs}"
+
+
+def test_an_environment_is_made_once_in_the_projects_folder(project, tmp_path):
+    script = project / "scripts" / ("LaFTer" + NATIVE)
+    first, second = (start(script, "demo", cwd=tmp_path, python=None, PYTHON=sys.executable) for _ in range(2))
+    for done in (first, second):
+        assert done.returncode == 0, done.stderr
+        arguments, _, prefix = json.loads(done.stdout.splitlines()[-1])
+        assert arguments[-1] == "demo" and Path(prefix) == project / ".venv"
+    assert "once" in first.stdout and "once" not in second.stdout
+
+
+def test_an_interpreter_that_is_none_is_named(project, tmp_path):
+    done = start(project / "scripts" / ("LaFTer" + NATIVE), cwd=tmp_path, python="no-such-python")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "error: LAFTER_PYTHON is 'no-such-python', which runs no Python" in done.stderr
+
+
+# --- the real program -------------------------------------------------------------------------------------------------
+
+def test_missing_data_stops_with_a_message(tmp_path):
+    done = start(SCRIPTS / ("zero_shot" + NATIVE), "--root", "nowhere", cwd=tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and str(Path("nowhere", "Emotion6")) in last and "--root" in last
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_zero_shot_from_another_folder_to_its_record_and_again(tmp_path):
+    draw_dataset(tmp_path / "mine" / "demo", train_per_class=2, test_per_class=2)
+    command = SCRIPTS / ("zero_shot" + NATIVE), "demo", "--root", "mine", "--output-dir", "runs", "--workers", "0"
+    first = start(*command, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (final,) = tmp_path.glob("runs/demo/LaFTer/demo_clip/*/final.json")
+    assert set(json.loads(final.read_text(encoding="utf-8"))["splits"]["test"]) == {"zero_shot"}
+    written = final.stat().st_mtime_ns
+    again = start(*command, cwd=tmp_path)
+    assert again.returncode == 0 and "is finished already" in again.stdout + again.stderr
+    assert final.stat().st_mtime_ns == written
