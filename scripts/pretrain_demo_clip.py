@@ -79,23 +79,37 @@ def draw_faces(count: int, family: str, seed: int, captions: int = 0) -> Faces:
                  torch.tensor(np.array(labels)), texts)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 [n, 3, h, w] → fp32 by CLIP's mean and standard deviation."""
+def normalise(images: Tensor) -> Tensor:
+    """[n, 3, h, w] in 0…255 → fp32 by CLIP's mean and standard deviation."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return (pixels.float() / 255 - mean) / std
+    return (images.float() / 255 - mean) / std
+
+
+def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each picture in 0…255 gets its own saturation, contrast and brightness; one in four swaps its channels."""
+    n = len(images)
+    saturation, gain, shift = torch.rand(3, n, 1, 1, 1, generator=generator)
+    grey = images.mean(1, keepdim=True)
+    images = torch.lerp(grey, images, (1.6 * saturation - 0.2).clamp(0, 1.3))  # one in eight has no colour at all
+    swapped = torch.rand(n, 1, 1, 1, generator=generator) < 0.25
+    images = torch.where(swapped, images[:, torch.randperm(3, generator=generator)], images)
+    return ((images - 128) * (0.6 + 0.7 * gain) + 128 + 80 * (shift - 0.5)).clamp(0, 255)
 
 
 def augment(pixels: Tensor, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normalised pictures and their actions: each flipped by chance, of varied contrast and brightness, shifted."""
+    """Pictures (normalised) and their actions: recoloured, by chance flipped, turned, zoomed and shifted a little."""
     n = len(pixels)
+    turn, zoom_x, zoom_y, shift_x, shift_y = torch.rand(5, n, generator=generator) * 2 - 1
     flip = torch.rand(n, generator=generator) < 0.5
-    pixels = torch.where(flip.view(n, 1, 1, 1), pixels.flip(-1), pixels)
+    turn, zoom_x, zoom_y = 0.2 * turn, 0.87 + 0.2 * zoom_x, 0.87 + 0.2 * zoom_y
+    mirror = 1 - 2 * flip.float()
+    theta = torch.stack([torch.stack([mirror * zoom_x * turn.cos(), -zoom_y * turn.sin(), 0.2 * shift_x], 1),
+                         torch.stack([mirror * zoom_x * turn.sin(), zoom_y * turn.cos(), 0.2 * shift_y], 1)], 1)
+    grid = F.affine_grid(theta, (n, 3, *pixels.shape[-2:]), align_corners=False)
+    images = F.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
     skewed = torch.tensor([name.endswith("skew") for name in PROTOTYPES])
     actions = torch.where(flip.view(n, 1) & skewed, -actions, actions)
-    dy, dx = torch.randint(0, 7, (2,), generator=generator).tolist()
-    images = F.pad(normalise(pixels), (3, 3, 3, 3), mode="replicate")[:, :, dy:dy + 64, dx:dx + 64]
-    gain, offset = torch.rand(2, n, 1, 1, 1, generator=generator)
-    return images * (0.8 + 0.4 * gain) + 0.4 * (offset - 0.5), actions
+    return normalise(recolour(images, generator)), actions
 
 
 def losses(model: CLIP, reader: nn.Module, images: Tensor, actions: Tensor, tokens: Tensor, patches: Tensor) -> Tensor:
@@ -218,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up")
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--keep", type=float, default=0.5, help="share of the patches that a batch sees")
-    parser.add_argument("--keep-until", type=float, default=0.75, help="share of the steps after which it sees all")
+    parser.add_argument("--keep-until", type=float, default=0.8, help="share of the steps after which it sees all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -33,7 +33,7 @@ class Family:
 
 PRETRAIN = Family("pretrain", heads=("round", "oval"), skins=("ivory", "peach", "tan", "brown", "umber", "yellow"),
                   hairs=("short", "long", "curly"), lines=("clean", "fine"), eyes=("iris", "pupil"),
-                  backgrounds=("plain", "spotlight"), tilt=6, extras=1.0, outline=0.0)
+                  backgrounds=("plain", "spotlight"), tilt=6, extras=0.8, outline=0.0)
 DEMO = Family("demo", heads=("square", "pear", "hexagonal"),
               skins=("green", "purple", "grey", "orange", "pink", "silver"), hairs=("spiky", "bald"),
               lines=("bold", "dashed", "sketched"), eyes=("tinted", "ring"),
