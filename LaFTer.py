@@ -28,11 +28,11 @@ from trainers.text_classifier import train_text_classifier
 from trainers.texts import text_features
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.config import image_size, load_config, resolve_path
-from utils.data import Splits, build_loader
+from utils.data import Splits, build_loader, load_splits
 from utils.datasets import load_dataset
 from utils.errors import InputError, TrainingError
 from utils.flags import Flags, parse_flags
-from utils.logs import start_logging
+from utils.logs import collect_logs, start_logging
 from utils.metrics import score
 from utils.pictures import choose_items, draw_predictions
 from utils.record import Run, run_folder, write_text
@@ -47,12 +47,13 @@ def main(argv: list[str] | None = None) -> dict:
     """Run what the command line asks for; returns the content of final.json, or of an evaluation's file."""
     flags = parse_flags(argv)
     cfg = configure(flags)
-    splits = load_dataset(cfg)
+    with collect_logs() as messages:  # the run's folder, where they belong, is named after the data set
+        splits = load_dataset(cfg)
     if flags.eval_only:
         return evaluate_run(cfg, splits, flags)
     run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME))
     run.check_settings(cfg)
-    with start_logging(Path(cfg.LOG_DIR) if cfg.LOG_DIR else run.folder):
+    with start_logging(Path(cfg.LOG_DIR) if cfg.LOG_DIR else run.folder, messages):
         if run.finished:
             log.info("%s is finished already; choose another --exp-name, or delete it to run it again", run.folder)
             log.info(format_summary(run.result()))
@@ -187,6 +188,7 @@ def resume(cfg: CfgNode, training, run: Run) -> None:
         run.rewind(-1)
         return log.info("nothing to resume in %s: starting", run.folder)
     path = find_checkpoint(run.folder if cfg.RESUME == "auto" else Path(cfg.RESUME))
+    Run(path.parent.parent, resume=True).check_settings(cfg)  # where --resume names another run
     training.load(path)
     run.rewind(training.epoch)
     log.info("resumed after epoch %d from %s", training.epoch, path)
@@ -195,6 +197,9 @@ def resume(cfg: CfgNode, training, run: Run) -> None:
 def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
     """Score a run's model on the data set's validation and test splits; writes eval_<dataset>_epoch<N>.json into it."""
     folder = Path(flags.model_dir)
+    recorded = folder / "split.json"
+    if recorded.is_file() and json.loads(recorded.read_text(encoding="utf-8"))["name"] == splits.name:
+        splits = load_splits(recorded, splits.root)  # its own data: what was held out then, whatever the seed is now
     with start_logging(folder):
         state = load_checkpoint(find_checkpoint(folder, flags.load_epoch),
                                 {"trainer": cfg.TRAINER.NAME, "classnames": splits.classnames})

@@ -180,6 +180,9 @@ def _infer_sizes(state: dict[str, Tensor]) -> dict[str, int]:
             raise ClipError(f"the checkpoint does not fit CLIP's layout: {name} has {state[name].ndim} dimensions, "
                             f"not {ndim}")
     width, _, _, patch = state["visual.conv1.weight"].shape
+    if width % 64 or width in (1280, 1408, 1664):
+        raise ClipError(f"an image tower of width {width} has heads of another width than 64, which no shape tells "
+                        "(OpenCLIP's ViT-H, -g, -bigG); ViT-B and ViT-L work here")
     grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
     context, vocab, text_width = 0, 0, 0
     if has_text:

@@ -55,6 +55,7 @@ class Training:
         if self.teacher:
             self.teacher.load_state_dict(state["teacher"])
         self.epoch, self.rows = state["epoch"], state["rows"]
+        self.model.start_epoch(max(self.epoch - 1, 0))
 
 
 def tuned_state(model: Tunable) -> dict[str, Tensor]:
@@ -162,6 +163,7 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
     (before the first step), `last` and `best`: the epoch with the highest validation accuracy, the first of equals;
     without labelled validation images, the last. The test split is scored and never selects."""
     if not training.epoch:
+        training.model.start_epoch(0)
         training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders)}
         run.append(training.rows["untrained"])
     while training.epoch < cfg.OPTIM.MAX_EPOCH:
@@ -170,9 +172,9 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
         training.rows |= {"last": row, **({"best": row} if improved else {})}
         run.append(row)
         state = training.state_dict()
-        save_checkpoint(epoch_path(run.checkpoints, training.epoch), state)
-        if improved:
+        if improved:  # before the epoch's own: cut off in between, the run repeats the epoch
             save_checkpoint(run.checkpoints / "best.pt", state)
+        save_checkpoint(epoch_path(run.checkpoints, training.epoch), state)
         prune(run.checkpoints, cfg.TRAIN.KEEP)
         log.info("epoch %d/%d: %s", training.epoch, cfg.OPTIM.MAX_EPOCH, summarise(row))
     return training.rows

@@ -58,8 +58,10 @@ class Teacher:
                 self.average[name].lerp_(parameter, 1 - self.decay)
 
     def state_dict(self) -> dict[str, object]:
-        return {"average": self.average if self.mode == "ema" else {}, "table": self.table}
+        average = self.average if self.mode == "ema" else {}
+        return {"classifier": self.classifier, "average": average, "table": self.table}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
+        self.classifier = state["classifier"].to(self.classifier.device)
         self.table = state["table"]
         self.average.update({name: tensor.to(self.classifier.device) for name, tensor in state["average"].items()})

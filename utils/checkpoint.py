@@ -71,6 +71,9 @@ def find_checkpoint(run: Path, epoch: int | None = None) -> Path:
         return epoch_path(run / "checkpoints", epochs[-1])
     if epoch in epochs:
         return epoch_path(run / "checkpoints", epoch)
+    best = run / "checkpoints" / "best.pt"
+    if epoch is not None and best.is_file() and load_checkpoint(best, {})["epoch"] == epoch:
+        return best
     have = ", ".join(map(str, epochs)) or "none"
     raise FileNotFoundError(f"no checkpoint of {'any epoch' if epoch is None else f'epoch {epoch}'} in {run}; kept "
                             f"epochs: {have} (TRAIN.KEEP 0 keeps all)")

@@ -102,6 +102,7 @@ def load_config(dataset_file: str = "", trainer_file: str = "", flags: dict[str,
             _merge_file(cfg, path)
     _merge_values(cfg, flags or {}, "flags")
     _merge_values(cfg, _parse_options(options), "options")
+    check_flags(flags or {}, cfg)
     check_config(cfg)
     cfg.freeze()
     return cfg
@@ -169,7 +170,7 @@ def flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _merge_values(cfg: CN, values: dict[str, object], source: str) -> None:
-    known = dict(flatten(cfg))
+    known = dict(flatten(default_config()))
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3) or sorted(known)
@@ -208,6 +209,15 @@ def _decode(text: str) -> object:
         return text
 
 
+def check_flags(flags: dict[str, object], cfg: CN) -> None:
+    """InputError for a flag that would be ignored."""
+    multistep = (cfg.OPTIM.LR_SCHEDULER == "multistep", "--scheduler multistep")
+    for key, serves, needs in (("OPTIM.STEPSIZE", *multistep), ("OPTIM.GAMMA", *multistep),
+                               ("DUAL_TASK.LAMBDA", cfg.DUAL_TASK.ENABLED, "--dual_task or --direct_dualtask")):
+        if key in flags and not serves:
+            raise InputError(f"the flag that sets {key} does nothing without {needs}")
+
+
 def check_config(cfg: CN) -> None:
     """Choices and ranges; InputError names the key, the value and what is valid."""
     values = dict(flatten(cfg))
@@ -241,6 +251,9 @@ def check_config(cfg: CN) -> None:
                 "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED"):
         if values[key] < 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
+    if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:
+        raise InputError("TEXT.SKIP and TRAIN.SKIP (--direct_dualtask with --skip_finetune or --zero_shot) leave "
+                         "nothing to do")
     if cfg.TEXT.SKIP and cfg.TRAIN.SUPERVISION == "pseudo":
         raise InputError("without the text phase there is no pseudo-labeller: set TRAIN.SUPERVISION labels")
     if cfg.TRAIN.SUPERVISION == "pseudo" and (cfg.TRAIN.AUGMENT or cfg.TRAIN.TWO_CROPS):

@@ -55,6 +55,11 @@ def load_splits(path: Path, root: Path) -> Splits:
         result = Splits(data["name"], root, data["classnames"], **splits)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no split file of this project: {error!r}") from error
+    for item in (item for items in splits.values() for item in items):
+        known = 0 <= item.label < len(result.classnames) and item.classname == result.classnames[item.label]
+        shares = item.distribution or result.classnames
+        if not (known or item.label == UNKNOWN) or len(shares) != len(result.classnames):
+            raise InputError(f"{path}: {item.path} does not fit the classes {', '.join(result.classnames[:10])}")
     check_images([item for split in splits.values() for item in split])
     return result
 

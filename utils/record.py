@@ -55,7 +55,7 @@ class Run:
     def check_settings(self, cfg: CfgNode) -> None:
         """InputError where the folder holds a run with settings that would give other numbers than these."""
         path = self.folder / "config.yaml"
-        if not path.exists():
+        if not path.exists() or not (self.finished or self.rows()):  # nothing there that other settings could spoil
             return
         there, here = (dict(flatten(tree)) for tree in (read_yaml(path), cfg))
         different = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
@@ -72,7 +72,12 @@ class Run:
     def start(self, cfg: CfgNode, splits: Splits) -> None:
         """Write the resolved configuration and the splits."""
         write_text(self.folder / "config.yaml", cfg.dump())
-        splits.save(self.folder / "split.json")
+        path, new = self.folder / "split.json", self.folder / "split.json.part"
+        splits.save(new)
+        if self.rows() and path.exists() and path.read_bytes() != new.read_bytes():
+            raise InputError(f"the images of {splits.name} have changed since {self.folder} began; choose another "
+                             "--exp-name")
+        os.replace(new, path)
 
     def append(self, row: dict[str, object]) -> None:
         """Add a row to metrics.jsonl."""
