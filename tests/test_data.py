@@ -84,7 +84,7 @@ def test_splits_survive_saving(tmp_path, name):
         path.touch()
     items = [Item(paths[0], 1, "b, c", (0.1, 1 / 3, 1 - 0.1 - 1 / 3)), Item(paths[1], UNKNOWN, ""),
              Item(paths[2], 0, "a", (1.0, 0.0, 0.0))]
-    splits = Splits("mine", tmp_path / "data", ["a", "b, c"], items[:2], [], items[2:])
+    splits = Splits("mine", tmp_path / "data", ["a", "b, c", "d"], items[:2], [], items[2:])
     splits.save(tmp_path / "split.json")
     assert load_splits(tmp_path / "split.json", tmp_path / "data") == splits
     stored = json.loads((tmp_path / "split.json").read_text(encoding="utf-8"))

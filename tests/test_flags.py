@@ -79,6 +79,13 @@ def test_the_flag_sets_its_keys_and_nothing_else(flag):
     flags = parse_flags([flag, *given])
     assert flags.values == expected and flags.options == []
     base = ["TRAIN.SUPERVISION", "labels"] if "TRAIN.AUGMENT" in expected else []
+    if "OPTIM.STEPSIZE" in expected or "OPTIM.GAMMA" in expected:
+        base += ["OPTIM.LR_SCHEDULER", "multistep"]
+    if "DUAL_TASK.LAMBDA" in expected:
+        base += ["DUAL_TASK.ENABLED", "True"]
+    if base[:1] != ["TRAIN.SUPERVISION"] and base:  # without what it belongs to, the flag would do nothing
+        with pytest.raises(InputError, match="does nothing without"):
+            load_config("demo", flags=flags.values)
     if "TRAINER.NAME" in expected:  # its own default file sets more
         base += ["TRAINER.NAME", expected["TRAINER.NAME"]]
     before = flatten(load_config("demo", options=base))

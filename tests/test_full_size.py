@@ -33,7 +33,8 @@ def test_a_few_steps(files, tmp_path, trainer, form):
     result = LaFTer.main([
         "--dataset-config-file", "demo", "--root", str(files), "--backbone", str(files / form), "--trainer", trainer,
         "--output-dir", str(tmp_path), "--epochs", "1", "--batch_size", "6", "--txt_epochs", "5",
-        "--txt_cls", "cls_only", "--workers", "0", "TEXT.CACHE_DIR", str(tmp_path), "PICTURES", "False", "DATASET.VAL_FRACTION", "0"])
+        "--txt_cls", "cls_only", "--workers", "0", "TEXT.CACHE_DIR", str(tmp_path), "PICTURES", "False",
+        "DATASET.VAL_FRACTION", "0"])
     kinds = {"LaFTer": {"prompts": 50 * 768}, "MultiLayerLaFTer": {"prompts": 4 * 16 * 768, "fusion": 8}}[trainer]
     new = kinds["prompts"] + kinds.get("fusion", 0)
     assert {kind: result["parameters"][kind] for kind in kinds} == kinds

@@ -145,6 +145,27 @@ def test_evaluation_repeats_the_runs_figures(run):
         LaFTer.main(["--eval-only", "--model-dir", str(folder), "--load-epoch", "7"])
 
 
+def test_an_evaluation_keeps_to_what_was_held_out(run):
+    """Another seed on the command line would draw another split, with training images in it."""
+    folder, result = run()
+    again = LaFTer.main(["--eval-only", "--model-dir", str(folder), "--seed", "9"])
+    assert again["splits"]["test"]["tuned"] == result["splits"]["test"]["last"]
+    assert again["splits"]["val"]["tuned"] == result["splits"]["val"]["last"]
+
+
+def test_a_run_that_failed_at_once_does_not_stand_in_the_way(run):
+    with pytest.raises(ValueError, match="65"):
+        run("INPUT.SIZE", "65")
+    folder, _ = run("INPUT.SIZE", "64")
+    assert "6 classes" in (folder / "log.txt").read_text(encoding="utf-8")  # what the reader said is there too
+
+
+def test_another_runs_checkpoint_needs_its_settings(run):
+    folder, _ = run("--exp-name", "first")
+    with pytest.raises(InputError, match="OPTIM.LR is 0.001 there and 0.002 here"):
+        run("--exp-name", "second", "--lr", "0.002", "--resume", str(folder))
+
+
 def test_a_finished_run_is_not_trained_again(run, caplog):
     folder, result = run()
     changed = (folder / "metrics.jsonl").stat().st_mtime_ns

@@ -56,7 +56,7 @@ def load_splits(path: Path, root: Path) -> Splits:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no split file of this project: {error!r}") from error
     for item in (item for items in splits.values() for item in items):
-        known = 0 <= item.label < len(result.classnames) and item.classname == result.classnames[item.label]
+        known = 0 <= item.label < len(result.classnames)
         shares = item.distribution or result.classnames
         if not (known or item.label == UNKNOWN) or len(shares) != len(result.classnames):
             raise InputError(f"{path}: {item.path} does not fit the classes {', '.join(result.classnames[:10])}")

@@ -38,7 +38,7 @@ def format_summary(result: dict) -> str:
     for split, method, metrics in rows:
         cells = [f"{_show(key, metrics[key]):>10}" if key in metrics else " " * 10 for key in columns]
         lines.append(" ".join([f"{split:<6}", f"{METHODS[method]:<27}", *cells]))
-    if "top1" in result["splits"].get("val", {}).get("best", {}):
+    if "best_epoch" in result and any("top1" in metrics for metrics in result["splits"].get("val", {}).values()):
         lines.append(f"best epoch on validation: {result['best_epoch']} of {result['epochs']}")
     if "parameters" in result:
         total = result["parameters"]["total"]
