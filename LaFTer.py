@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,22 +22,25 @@ from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP
+from trainers import distributed
 from trainers.build import build_student, build_training, count_parameters
-from trainers.engine import evaluate, fit, load_tuned, predict
+from trainers.engine import evaluate, fit, predict
 from trainers.objective import Objective
 from trainers.plain import plain_features
 from trainers.text_classifier import train_text_classifier
 from trainers.texts import text_features
-from utils.checkpoint import find_checkpoint, load_checkpoint
+from trainers.training import Training, load_tuned
+from utils.checkpoint import find_checkpoint, find_latest, load_checkpoint
 from utils.config import image_size, load_config, resolve_path
 from utils.data import Splits, build_loader, load_splits
 from utils.datasets import load_dataset
-from utils.errors import InputError, TrainingError
+from utils.errors import InputError
 from utils.flags import Flags, parse_flags
-from utils.logs import collect_logs, start_logging
+from utils.interrupt import Interrupted, Interrupts
+from utils.logs import collect_logs, no_logging, start_logging
 from utils.metrics import score
 from utils.pictures import choose_items, draw_predictions
-from utils.record import Run, run_folder, write_text
+from utils.record import Run, dataset_identity, run_folder, write_text
 from utils.results import format_summary
 from utils.transforms import build_views
 from utils.utils import Tunable
@@ -47,25 +52,45 @@ def main(argv: list[str] | None = None) -> dict:
     """Run what the command line asks for; returns the content of final.json, or of an evaluation's file."""
     flags = parse_flags(argv)
     cfg = configure(flags)
-    with collect_logs() as messages:  # the run's folder, where they belong, is named after the data set
-        splits = load_dataset(cfg)
-    if flags.eval_only:
-        return evaluate_run(cfg, splits, flags)
-    run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME))
+    with Interrupts() as interrupts, distributed.process_group(cfg.DEVICE):
+        with collect_logs() as messages:  # the run's folder, where they belong, is named after the data set
+            splits = distributed.agree(lambda: load_dataset(cfg), in_turn=True)
+        if flags.eval_only:
+            return evaluate_run(cfg, splits, flags)
+        run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
+        try:
+            distributed.agree(lambda: prepare_run(cfg, run))
+            with log_into(Path(cfg.LOG_DIR) if cfg.LOG_DIR else run.folder, messages):
+                return train_run(cfg, splits, run, interrupts)
+        finally:
+            run.unlock()
+
+
+def prepare_run(cfg: CfgNode, run: Run) -> None:
+    """Keep other processes out of the run's folder and see that what is there can be gone on with."""
+    run.lock()
     run.check_settings(cfg)
-    with start_logging(Path(cfg.LOG_DIR) if cfg.LOG_DIR else run.folder, messages):
-        if run.finished:
-            log.info("%s is finished already; choose another --exp-name, or delete it to run it again", run.folder)
-            log.info(format_summary(run.result()))
-            return run.result()
-        run.start(cfg, splits)
-        start = time.perf_counter()
-        result = run_phases(cfg, splits, run)
-        result["seconds"] = time.perf_counter() - start
-        run.finish(result)
-        log.info(format_summary(result))
-        log.info("the run's record is %s", run.folder)
+
+
+def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -> dict:
+    """All phases from the configuration to final.json; a run that has it already is not trained again."""
+    if finished := distributed.broadcast(run.result() if run.finished else None):
+        log.info("%s is finished already; choose another --exp-name, or delete it to run it again", run.folder)
+        log.info(format_summary(finished))
+        return finished
+    distributed.agree(lambda: run.start(cfg, splits))
+    start = time.perf_counter()
+    result = run_phases(cfg, splits, run, interrupts)
+    result["seconds"] = time.perf_counter() - start
+    run.finish(result)
+    log.info(format_summary(result))
+    log.info("the run's record is %s", run.folder)
     return result
+
+
+def log_into(folder: Path, messages: Sequence[logging.LogRecord] = ()) -> contextlib.AbstractContextManager:
+    """Logging to the terminal and to `folder`, in the one process that speaks for all."""
+    return start_logging(folder, messages) if distributed.is_main() else no_logging()
 
 
 def configure(flags: Flags) -> CfgNode:
@@ -78,9 +103,9 @@ def configure(flags: Flags) -> CfgNode:
     return load_config(flags.dataset_config_file, trainer_file, flags.values, flags.options)
 
 
-def run_phases(cfg: CfgNode, splits: Splits, run: Run) -> dict:
+def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
-    clip_model = load_clip(cfg)
+    clip_model = distributed.agree(lambda: load_clip(cfg), in_turn=True)
     loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
     evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
     result = {"dataset": splits.name, "trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME,
@@ -96,25 +121,33 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run) -> dict:
     result["parameters"] = count_parameters(model)
     log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
     identity = {"trainer": cfg.TRAINER.NAME, "clip_hash": clip.weights_hash(clip_model),
-                "classnames": splits.classnames}
+                "classnames": splits.classnames, "dataset": dataset_identity(splits)}
     training, criterion = build_training(cfg, clip_model, model, classifier, identity)
+    training.interrupts = interrupts
     if cfg.RESUME:
-        resume(cfg, training, run)
-    if training.teacher and not training.epoch:
+        distributed.agree(lambda: resume(cfg, training, run))
+    training.share()
+    if training.teacher and not training.rows:
         training.teacher.prepare(loaders["plain"])
     rows = fit(training, Objective(criterion, cfg, splits.classnames), loaders["train"], evaluation, cfg, run)
     for split in evaluation:
         result["splits"][split] |= {name: row[split] for name, row in rows.items()}
     if cfg.PICTURES and "test" in loaders:
-        draw_examples(splits, model, loaders["test"], cfg.SEED, run.folder / "predictions.png")
+        draw_examples(cfg, splits, model, loaders["test"], run.folder / "predictions.png")
+    if training.unreadable:
+        log.warning("%d images could not be read and were left out", len(training.unreadable))
+        result["unreadable"] = training.unreadable
     return result | {"epochs": training.epoch, "best_epoch": rows["best"]["epoch"]}
 
 
-def draw_examples(splits: Splits, model: Tunable, loader: DataLoader, seed: int, path: Path) -> None:
+def draw_examples(cfg: CfgNode, splits: Splits, model: Tunable, loader: DataLoader, path: Path) -> None:
     """A picture of a dozen test images with their annotated distributions and the model's."""
-    items = [splits.test[index] for index in choose_items(splits.test, 12, seed)]
-    outputs = predict(model, build_loader(items, loader.dataset.views, len(items), workers=0), "picture")
-    draw_predictions(items, outputs["probabilities"], splits.classnames, path)
+    items = [splits.test[index] for index in choose_items(splits.test, 12, cfg.SEED)]
+    outputs = predict(model, build_loader(items, loader.dataset.views, cfg.DATALOADER.TEST.BATCH_SIZE, workers=0,
+                                          shard=distributed.shard(), on_error=cfg.DATALOADER.ON_ERROR), "picture")
+    if distributed.is_main():
+        draw_predictions([items[index] for index in outputs["index"]], outputs["probabilities"], splits.classnames,
+                         path)
 
 
 def load_clip(cfg: CfgNode) -> CLIP:
@@ -130,6 +163,8 @@ def load_clip(cfg: CfgNode) -> CLIP:
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; auto takes CUDA, else MPS, else the CPU. Raises InputError for one that is not here."""
+    if name == "auto" and distributed.world_size() > 1 and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank()}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -150,13 +185,15 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int) -> dict[str, DataLoad
         views = {"strong": strong, "strong2": strong} if cfg.TRAIN.TWO_CROPS else {"strong": strong}
     else:
         views = {"weak": weak}
-    workers = cfg.DATALOADER.NUM_WORKERS
-    loaders = {"train": build_loader(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, workers, cfg.SEED, True),
-               "plain": build_loader(splits.train, {"weak": weak}, cfg.DATALOADER.TEST.BATCH_SIZE, workers)}
+    build = functools.partial(build_loader, workers=cfg.DATALOADER.NUM_WORKERS, shard=distributed.shard(),
+                              on_error=cfg.DATALOADER.ON_ERROR)
+    batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
+    loaders = {"train": build(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=cfg.SEED, shuffle=True),
+               "plain": build(splits.train, {"weak": weak}, batch_size)}
     for split in ("val", "test"):
         items = getattr(splits, split)
         if items:
-            loaders[split] = build_loader(items, {"weak": weak}, cfg.DATALOADER.TEST.BATCH_SIZE, workers)
+            loaders[split] = build(items, {"weak": weak}, batch_size)
     return loaders
 
 
@@ -173,25 +210,33 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
         classifier = classifiers["text_classifier"] = train_text_classifier(texts, num_classes, cfg, device)
     for split, loader in evaluation.items():
         outputs = plain_features(clip_model, loader, split)
-        features = outputs.pop("features")
+        if outputs["unreadable"]:
+            log.warning("%s: %d images could not be read and are left out: %s", split, len(outputs["unreadable"]),
+                        "; ".join(outputs["unreadable"]))
         for name, weight in classifiers.items():
-            metrics = score((features @ weight.cpu().t()).softmax(-1), **outputs)
+            probabilities = (outputs["features"] @ weight.cpu().t()).softmax(-1)
+            metrics = score(probabilities, outputs["labels"], outputs.get("distributions"))
             result["splits"][split][name] = metrics
             if "top1" in metrics:
                 log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
     return classifier.to(device)
 
 
-def resume(cfg: CfgNode, training, run: Run) -> None:
-    """Continue from RESUME: `auto` is this run's own last checkpoint, or a fresh start where there is none."""
-    if cfg.RESUME == "auto" and not list(run.checkpoints.glob("epoch*.pt")):
+def resume(cfg: CfgNode, training: Training, run: Run) -> None:
+    """Continue from RESUME: `auto` is where this run stopped last, or a fresh start where it saved nothing yet.
+
+    Of several processes the first reads; `Training.share` gives the others what it found.
+    """
+    if not distributed.is_main():
+        return
+    path = find_latest(run.folder) if cfg.RESUME == "auto" else find_checkpoint(Path(cfg.RESUME))
+    if path is None:
         run.rewind(-1)
         return log.info("nothing to resume in %s: starting", run.folder)
-    path = find_checkpoint(run.folder if cfg.RESUME == "auto" else Path(cfg.RESUME))
     Run(path.parent.parent, resume=True).check_settings(cfg)  # where --resume names another run
     training.load(path)
     run.rewind(training.epoch)
-    log.info("resumed after epoch %d from %s", training.epoch, path)
+    log.info("resumed after epoch %d, batch %d, from %s", training.epoch, training.progress.step, path)
 
 
 def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
@@ -200,7 +245,7 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
     recorded = folder / "split.json"
     if recorded.is_file() and json.loads(recorded.read_text(encoding="utf-8"))["name"] == splits.name:
         splits = load_splits(recorded, splits.root)  # its own data: what was held out then, whatever the seed is now
-    with start_logging(folder):
+    with log_into(folder):
         state = load_checkpoint(find_checkpoint(folder, flags.load_epoch),
                                 {"trainer": cfg.TRAINER.NAME, "classnames": splits.classnames})
         clip_model = load_clip(cfg)
@@ -213,7 +258,8 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
         evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
         result = {"dataset": splits.name, "epoch": state["epoch"], "splits": {
             split: {"tuned": metrics} for split, metrics in evaluate(model, evaluation).items()}}
-        write_text(folder / f"eval_{splits.name}_epoch{state['epoch']}.json", json.dumps(result, indent=2) + "\n")
+        if distributed.is_main():
+            write_text(folder / f"eval_{splits.name}_epoch{state['epoch']}.json", json.dumps(result, indent=2) + "\n")
         log.info(format_summary(result))
     return result
 
@@ -227,13 +273,20 @@ def environment(clip_model: CLIP) -> dict[str, object]:
 
 
 def exit_with_message(program: Callable[[], object]) -> None:
-    """Run a program; what the user can mend ends it with one line and exit status 1."""
+    """Run a program; what the user can mend ends it with one line and exit status 1, a signal with 128 + its number.
+
+    Of several processes that all meet the same, the first speaks.
+    """
     try:
         program()
-    except (InputError, clip.ClipError, FileNotFoundError, TrainingError) as error:
+    except distributed.USER_ERRORS as error:
         # an error from a loader's process arrives with that process's traceback; its last line is the message
         message = str(error).strip().splitlines()[-1]
-        sys.exit(f"error: {message.removeprefix('utils.errors.InputError: ')}")
+        sys.exit(f"error: {message.removeprefix('utils.errors.InputError: ')}" if distributed.is_main() else 1)
+    except Interrupted as stop:
+        if distributed.is_main():
+            sys.stderr.write(f"{stop}; the same command with --resume auto goes on\n")
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":

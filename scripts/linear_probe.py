@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict:
         for weight_decay in WEIGHT_DECAYS:
             weight, bias = fit_probe(data["train"]["features"], targets, weight_decay)
             scored[weight_decay] = {split: score((columns["features"] @ weight.t() + bias).softmax(-1),
-                                                 *list(columns.values())[1:])
+                                                 columns["labels"], columns.get("distributions"))
                                     for split, columns in data.items() if split != "train"}
         best = max(WEIGHT_DECAYS, key=lambda weight_decay: scored[weight_decay]["val"]["top1"])
         result = {"dataset": splits.name, "trainer": "LinearProbe", "backbone": cfg.MODEL.BACKBONE.NAME,

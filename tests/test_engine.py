@@ -13,8 +13,9 @@ from PIL import Image
 
 from LaFTer import build_loaders
 from trainers.build import build_student, build_training
-from trainers.engine import choose_labels, evaluate, fit, predict, step_loss, train_one_epoch, tuned_state, update
+from trainers.engine import choose_labels, evaluate, fit, predict, step_loss, train_one_epoch, update
 from trainers.objective import Objective
+from trainers.training import tuned_state
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.data import UNKNOWN
 from utils.datasets import load_dataset

@@ -13,7 +13,7 @@ import torch
 from utils.checkpoint import epoch_path, find_checkpoint, load_checkpoint, prune, save_checkpoint, saved_epochs
 from utils.config import load_config
 from utils.data import Item, Splits, load_splits
-from utils.errors import InputError
+from utils.errors import InputError, TrainingError
 from utils.record import Run, backbone_label, read_rows, run_folder, write_text
 
 IDENTITY = {"trainer": "LaFTer", "clip_hash": "abc", "classnames": ["cat", "dog"]}
@@ -104,9 +104,9 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(TrainingError, match="cannot write .*final.json .disk full.*kept"):
         write_text(path, "new\n")
-    assert path.read_text(encoding="utf-8") == "old\n"
+    assert path.read_text(encoding="utf-8") == "old\n" and [item.name for item in tmp_path.iterdir()] == ["final.json"]
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
@@ -140,10 +140,10 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="disk full"):
         patch.setattr(os, "fsync", fail)
         save_checkpoint(path, {"epoch": 2})
-    assert load_checkpoint(path, {})["epoch"] == 1
+    assert load_checkpoint(path, {})["epoch"] == 1 and [item.name for item in tmp_path.iterdir()] == ["best.pt"]
     save_checkpoint(path, {"epoch": 3})
     assert load_checkpoint(path, {})["epoch"] == 3
 

@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from clip.model import CLIP
+from utils.errors import InputError
 from utils.utils import Tunable, setup_lafter_training_utils, trainable_parameters
 
-from .engine import Training
 from .lafter import LaFTer
 from .lafter_multilayer import MultiLayerLaFTer
 from .prompts import token_prompts
 from .teacher import Teacher
+from .training import Training
 
 TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 
@@ -43,7 +44,12 @@ def sample_images(loader: DataLoader, count: int, seed: int) -> Tensor:
     """Weak views [count, 3, r, r] of a seeded draw of the loader's images, fewer where there are fewer."""
     dataset = loader.dataset
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.stack([dataset[0, int(index)]["weak"] for index in order])
+    samples = [dataset[0, int(index)] for index in order]
+    views = [sample["weak"] for sample in samples if "weak" in sample]
+    if not views:
+        raise InputError(f"none of the {len(samples)} images that prompts start from could be read: "
+                         f"{samples[0]['unreadable']}")
+    return torch.stack(views)
 
 
 def training_settings(cfg: CfgNode) -> SimpleNamespace:
@@ -65,7 +71,7 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, classifier: T
     if cfg.TRAIN.SUPERVISION == "pseudo":
         teacher = Teacher(clip_model, classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
     scaler = torch.amp.GradScaler(model.adapter.weight.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
-    return Training(model, teacher, optimizer, scheduler, scaler, identity), criterion
+    return Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump()), criterion
 
 
 def count_parameters(model: Tunable) -> dict[str, int]:

@@ -3,124 +3,132 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from utils.checkpoint import epoch_path, load_checkpoint, prune, save_checkpoint
+from utils.checkpoint import INTERRUPTED, epoch_path, prune, save_checkpoint
 from utils.data import UNKNOWN
 from utils.errors import InputError, TrainingError
+from utils.interrupt import Interrupted
 from utils.metrics import score
 from utils.record import Run
 from utils.utils import Tunable
 
+from . import distributed
+from .collect import collect
 from .lafter_multilayer import MultiLayerLaFTer
 from .objective import Objective
-from .teacher import Teacher
+from .training import Progress, Training
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class Training:
-    """All that changes while training, and `identity`: what a checkpoint must agree in to be continued."""
-
-    model: Tunable
-    teacher: Teacher | None
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
-    identity: dict[str, object]
-    epoch: int = 0  # epochs done
-    rows: dict[str, dict] = field(default_factory=dict)  # of the record: `untrained`, `last`, `best` on validation
-
-    def state_dict(self) -> dict[str, object]:
-        return {**self.identity, "epoch": self.epoch, "rows": self.rows, "model": tuned_state(self.model),
-                "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(), "teacher": self.teacher.state_dict() if self.teacher else None}
-
-    def load(self, path) -> None:
-        """Continue from a checkpoint. Raises InputError where it belongs to another model, data set or trainer."""
-        state = load_checkpoint(path, self.identity)
-        load_tuned(self.model, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.teacher:
-            self.teacher.load_state_dict(state["teacher"])
-        self.epoch, self.rows = state["epoch"], state["rows"]
-        self.model.start_epoch(max(self.epoch - 1, 0))
+COUNTS = ("images", "known", "right", "grad_norm", "steps")  # sums beside those of the loss and its parts
 
 
-def tuned_state(model: Tunable) -> dict[str, Tensor]:
-    """What differs from the CLIP file: the parameters that the model declares trainable, on the CPU."""
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].detach().cpu().clone() for name in model.parameter_kinds()}
-
-
-def load_tuned(model: Tunable, state: dict[str, Tensor]) -> None:
-    """Put `tuned_state` back. Raises InputError for names or shapes that do not fit."""
-    parameters = dict(model.named_parameters())
-    wrong = set(state) ^ set(model.parameter_kinds()) or {n for n in state if state[n].shape != parameters[n].shape}
-    if wrong:
-        raise InputError(f"the checkpoint does not fit the model: {', '.join(sorted(wrong)[:5])}")
-    with torch.no_grad():
-        for name, tensor in state.items():
-            parameters[name].copy_(tensor)
-
-
-@torch.no_grad()
-def predict(model: Tunable, loader: DataLoader, what: str = "evaluation") -> dict[str, Tensor]:
-    """`probabilities` [n, classes], `labels` [n] and, where annotated, `distributions`, on the CPU, of weak views."""
+def predict(model: Tunable, loader: DataLoader, what: str = "evaluation") -> dict[str, object]:
+    """`probabilities` [n, classes] of a loader's weak views, and what `collect` adds to them."""
     device = model.adapter.weight.device
-    columns = defaultdict(list)
-    for batch in tqdm(loader, desc=what, leave=False):
-        prediction = model(batch["weak"].to(device, non_blocking=True))
-        columns["probabilities"].append(prediction.logits.softmax(-1).cpu())
-        columns["labels"].append(batch["label"])
-        if "distribution" in batch:
-            columns["distributions"].append(batch["distribution"])
-    return {name: torch.cat(column) for name, column in columns.items()}
+
+    def probabilities(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"probabilities": model(batch["weak"].to(device, non_blocking=True)).logits.softmax(-1)}
+
+    return collect(loader, probabilities, what)
 
 
 def evaluate(model: Tunable, loaders: dict[str, DataLoader]) -> dict[str, dict[str, object]]:
-    """The metrics of each split; the same forward as in training."""
-    return {split: score(**predict(model, loader, split)) for split, loader in loaders.items()}
+    """The metrics of each split; the same forward as in training. `unreadable` lists what was said of images
+    that were left out, if there are any."""
+    metrics = {}
+    for split, loader in loaders.items():
+        outputs = predict(model, loader, split)
+        metrics[split] = score(outputs["probabilities"], outputs["labels"], outputs.get("distributions"))
+        if outputs["unreadable"]:
+            metrics[split]["unreadable"] = outputs["unreadable"]
+    return metrics
 
 
 def train_one_epoch(training: Training, objective: Objective, loader: DataLoader, cfg: CfgNode) -> dict[str, object]:
-    """One pass over the training images; returns the means of the loss and its parts and, where labels exist, the
-    pseudo-labels' accuracy. Raises TrainingError for a loss that is not finite."""
-    model, totals, steps = training.model, defaultdict(float), len(loader)
-    right = known = 0
-    loader.sampler.epoch = training.epoch
-    bar = tqdm(loader, desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}", leave=False)
-    for step, batch in enumerate(bar):
-        labels = choose_labels(training, batch)
-        parts = step_loss(model, objective, labels, batch)
-        loss = sum(parts.values())
-        if not torch.isfinite(loss):
-            raise TrainingError(_not_finite(parts, training, step))
-        group_start = step - step % cfg.OPTIM.ACCUMULATE
-        training.scaler.scale(loss / min(cfg.OPTIM.ACCUMULATE, steps - group_start)).backward()
-        if (step + 1) % cfg.OPTIM.ACCUMULATE == 0 or step + 1 == steps:
-            update(training)
-        for name, part in {"loss": loss, **parts}.items():
-            totals[name] += part.item() * len(labels)
-        labelled = batch["label"] != UNKNOWN
-        known += labelled.sum().item()
-        right += (labels.cpu() == batch["label"])[labelled].sum().item()
-        if step % cfg.TRAIN.PRINT_FREQ == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
-    row = {name: total / len(loader.dataset) for name, total in totals.items()}
-    if training.teacher and known:
-        row["pseudo_label_accuracy"] = right / known
+    """One pass over the training images, or the rest of an interrupted one; returns the means over the images of the
+    loss and its parts, over the steps of the gradient's norm and, where labels exist, the pseudo-labels' accuracy.
+
+    A signal ends it after a step of the optimiser, with Interrupted; `training.progress` then tells how far it came.
+    Raises TrainingError for a loss or a gradient that is not finite.
+    """
+    progress, sampler, sums = training.progress, loader.sampler, Counter(training.progress.sums)
+    begin, accumulate = time.perf_counter() - progress.seconds, cfg.OPTIM.ACCUMULATE
+    sampler.epoch, sampler.start = training.epoch, progress.step
+    batches, images = iter(loader), 0
+    bar = tqdm(total=sampler.batches, initial=progress.step, leave=False, disable=not distributed.is_main(),
+               desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
+    with training.interrupts.deferred(), bar:
+        for step in range(progress.step, sampler.batches):
+            parts, told = distributed.exchange(lambda: forward(training, objective, next(batches, {})))
+            batch = add_up([share["sums"] for share in told])
+            check_loss(batch, training, step)
+            in_step = min(accumulate, sampler.batches - (step - step % accumulate))
+            if parts:  # the mean over the whole batch: each process's mean weighs by its images
+                weight = told[distributed.rank()]["sums"]["images"] / batch["images"]
+                training.scaler.scale(sum(parts.values()) * weight / in_step).backward()
+            sums, images = add_up([sums, batch]), images + batch["images"]
+            progress.unreadable += [message for share in told for message in share["unreadable"]]
+            if (step + 1) % accumulate == 0 or step + 1 == sampler.batches:
+                if images:
+                    sums["grad_norm"] += finish_gradients(training, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
+                    sums["steps"] += 1
+                    update(training)
+                images = 0
+                progress.advance(step + 1, sums, time.perf_counter() - begin)
+                training.interrupts.act(max(share["signal"] for share in told))
+            bar.update()
+            if step % cfg.TRAIN.PRINT_FREQ == 0 and batch["images"]:
+                bar.set_postfix(loss=f"{batch['loss'] / batch['images']:.4f}")
+    training.note_unreadable(progress.unreadable)
+    return summarise_epoch(training)
+
+
+def forward(training: Training, objective: Objective, batch: dict) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """(the parts of the loss on this process's share of a batch, what all processes are told of it: the sums over its
+    images). A share may be empty."""
+    told = {"signal": training.interrupts.signal, "unreadable": batch.get("unreadable", []), "sums": {"images": 0}}
+    if "label" not in batch:
+        return {}, told
+    labels = choose_labels(training, batch)
+    parts = step_loss(training.model, objective, labels, batch)
+    labelled = batch["label"] != UNKNOWN
+    losses = {"loss": sum(parts.values()), **parts}
+    told["sums"] = {"images": len(labels), "known": labelled.sum().item(),
+                    "right": (labels.cpu() == batch["label"])[labelled].sum().item(),
+                    **{name: loss.item() * len(labels) for name, loss in losses.items()}}
+    return parts, told
+
+
+def add_up(shares: list[dict[str, float]]) -> Counter:
+    """The sums of several dictionaries' values by name."""
+    total = Counter()
+    for share in shares:
+        total.update(share)
+    return total
+
+
+def summarise_epoch(training: Training) -> dict[str, object]:
+    """An epoch's row of the record, from the sums over its images. Raises InputError where none could be read."""
+    sums = Counter(training.progress.sums)
+    if not sums["images"]:
+        raise InputError(f"none of the training images could be read: {training.progress.unreadable[0]}")
+    row = {name: total / sums["images"] for name, total in sums.items()
+           if name not in COUNTS}
+    row["grad_norm"] = sums["grad_norm"] / sums["steps"]
+    if training.teacher and sums["known"]:
+        row["pseudo_label_accuracy"] = sums["right"] / sums["known"]
+    if training.progress.unreadable:
+        row["unreadable"] = list(training.progress.unreadable)
     return row
 
 
@@ -150,48 +158,92 @@ def update(training: Training) -> None:
         training.teacher.step()
 
 
-def _not_finite(parts: dict[str, Tensor], training: Training, step: int) -> str:
-    bad = ", ".join(name for name, part in parts.items() if not torch.isfinite(part))
+def finish_gradients(training: Training, limit: float, batch: Counter, step: int) -> float:
+    """Add up the processes' gradients and scale them down to the norm `limit` (0: not); returns the norm before.
+
+    Raises TrainingError for a norm that is not finite, except in fp16, where the scaler then leaves the step out.
+    """
+    parameters = training.parameters()
+    distributed.sum_gradients(parameters)
+    training.scaler.unscale_(training.optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf).item()
+    if math.isfinite(norm):
+        return norm
+    if training.scaler.is_enabled():
+        return 0.0
+    kinds = {group["name"]: None for group in training.optimizer.param_groups for parameter in group["params"]
+             if parameter.grad is not None and not torch.isfinite(parameter.grad).all()}
+    parts = ", ".join(f"{name} {batch[name] / batch['images']:.4g}" for name in batch if name not in COUNTS)
+    raise TrainingError(_not_finite(f"the gradient of {', '.join(kinds)}", f"loss: {parts}", training, step))
+
+
+def check_loss(batch: Counter, training: Training, step: int) -> None:
+    """TrainingError that names the parts of a batch's loss which are not finite."""
+    bad = [name for name, total in batch.items() if name not in (*COUNTS, "loss") and not math.isfinite(total)]
+    if not math.isfinite(batch["loss"]):
+        raise TrainingError(_not_finite("the loss", ", ".join(bad) or "the sum of its parts", training, step))
+
+
+def _not_finite(what: str, parts: str, training: Training, step: int) -> str:
     rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in training.optimizer.param_groups)
-    return (f"the loss is not finite in epoch {training.epoch + 1}, step {step + 1}: {bad} (learning rates: {rates}); "
-            "lower --lr, or set MODEL.PRECISION fp32; the last epoch's checkpoint is safe")
+    return (f"{what} is not finite in epoch {training.epoch + 1}, step {step + 1}: {parts} (learning rates: {rates}); "
+            "lower --lr, set --max-grad-norm, or set MODEL.PRECISION fp32; the last checkpoint is safe")
 
 
 def fit(training: Training, objective: Objective, train_loader: DataLoader, eval_loaders: dict[str, DataLoader],
         cfg: CfgNode, run: Run) -> dict[str, dict]:
     """Train to OPTIM.MAX_EPOCH, writing a row and a checkpoint per epoch. Returns the rows `untrained`
     (before the first step), `last` and `best`: the epoch with the highest validation accuracy, the first of equals;
-    without labelled validation images, the last. The test split is scored and never selects."""
-    if not training.epoch:
-        training.model.start_epoch(0)
-        training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders)}
-        run.append(training.rows["untrained"])
-    while training.epoch < cfg.OPTIM.MAX_EPOCH:
-        row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
-        improved = "best" not in training.rows or _validation(row) > _validation(training.rows["best"])
-        training.rows |= {"last": row, **({"best": row} if improved else {})}
-        run.append(row)
-        state = training.state_dict()
-        if improved:  # before the epoch's own: cut off in between, the run repeats the epoch
-            save_checkpoint(run.checkpoints / "best.pt", state)
-        save_checkpoint(epoch_path(run.checkpoints, training.epoch), state)
-        prune(run.checkpoints, cfg.TRAIN.KEEP)
-        log.info("epoch %d/%d: %s", training.epoch, cfg.OPTIM.MAX_EPOCH, summarise(row))
+    without labelled validation images, the last. The test split is scored and never selects.
+
+    A signal saves the epoch under way, or what is left of it to score, and raises Interrupted.
+    """
+    try:
+        if not training.rows:
+            training.model.start_epoch(0)
+            training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders)}
+            run.append(training.rows["untrained"])
+        while training.epoch < cfg.OPTIM.MAX_EPOCH:
+            row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
+            with training.interrupts.deferred():
+                end_epoch(training, row, cfg, run)
+    except Interrupted:
+        if training.progress.step and distributed.is_main():
+            with training.interrupts.deferred():
+                save_checkpoint(run.checkpoints / INTERRUPTED, training.state_dict())
+                log.info("saved epoch %d after %d batches in %s", training.epoch + 1, training.progress.step,
+                         run.checkpoints / INTERRUPTED)
+        raise
     return training.rows
 
 
 def run_epoch(training: Training, objective: Objective, train_loader: DataLoader,
               eval_loaders: dict[str, DataLoader], cfg: CfgNode) -> dict[str, object]:
     """Train for an epoch and score every split; returns the epoch's row of the record."""
-    start = time.perf_counter()
     training.model.start_epoch(training.epoch)
     rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     row = {"epoch": training.epoch + 1, "lr": rates,
            **train_one_epoch(training, objective, train_loader, cfg), **monitors(training.model)}
-    row["train_seconds"] = time.perf_counter() - start
+    return row | {"train_seconds": training.progress.seconds} | evaluate(training.model, eval_loaders)
+
+
+def end_epoch(training: Training, row: dict[str, object], cfg: CfgNode, run: Run) -> None:
+    """Move on to the next epoch and save where the run stands: in the record, then in the checkpoints."""
     training.scheduler.step()
-    training.epoch += 1
-    return row | evaluate(training.model, eval_loaders)
+    training.epoch, training.progress = training.epoch + 1, Progress()
+    improved = "best" not in training.rows or _validation(row) > _validation(training.rows["best"])
+    training.rows |= {"last": row, **({"best": row} if improved else {})}
+    for split in row.values():
+        training.note_unreadable(split.get("unreadable", []) if isinstance(split, dict) else [])
+    log.info("epoch %d/%d: %s", training.epoch, cfg.OPTIM.MAX_EPOCH, summarise(row))
+    if not distributed.is_main():
+        return
+    run.append(row)
+    state = training.state_dict()
+    if improved:  # before the epoch's own: cut off in between, the run repeats the epoch
+        save_checkpoint(run.checkpoints / "best.pt", state)
+    save_checkpoint(epoch_path(run.checkpoints, training.epoch), state)
+    prune(run.checkpoints, cfg.TRAIN.KEEP)
 
 
 def _validation(row: dict) -> float:

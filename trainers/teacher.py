@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from clip.model import CLIP
 from clip.transformer import LayerNorm
+from utils.data import UNKNOWN
+from utils.errors import InputError
 
 from .plain import plain_features
 
@@ -36,15 +38,21 @@ class Teacher:
     def prepare(self, loader: DataLoader) -> None:
         """In mode `frozen`, label all images of `loader` (weak views, in order) before training changes anything."""
         if self.mode == "frozen":
-            features = plain_features(self.clip, loader, "pseudo-labels")["features"]
-            self.table = (features @ self.classifier.cpu().t()).argmax(1)
+            outputs = plain_features(self.clip, loader, "pseudo-labels")
+            labels = (outputs["features"] @ self.classifier.cpu().t()).argmax(1)
+            self.table = torch.full((len(loader.dataset),), UNKNOWN)  # images that cannot be read stay so
+            self.table[outputs["index"]] = labels
 
     @torch.no_grad()
     def labels(self, batch: dict[str, Tensor]) -> Tensor:
         """Pseudo-labels [batch] of a batch with `weak` images and `index`."""
         device = self.classifier.device
         if self.mode == "frozen":
-            return self.table[batch["index"]].to(device)
+            labels = self.table[batch["index"]].to(device)
+            if (labels == UNKNOWN).any():
+                raise InputError("an image can be read now that could not be when the pseudo-labels were made; start "
+                                 "anew, or use PSEUDO_LABEL.TEACHER shared")
+            return labels
         images = batch["weak"].to(device, non_blocking=True)
         weights = self.average if self.mode == "ema" else {}
         features = functional_call(self.clip.visual, weights, (images,))

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from utils.utils import setup_text_training_utils
 
+from .distributed import is_main
 from .texts import TextFeatures
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
                                label_smoothing=cfg.TEXT.LABEL_SMOOTHING)
     optimizer, scheduler, criterion = setup_text_training_utils(settings, head)
     labels = texts.labels.to(device)
-    for _ in trange(cfg.TEXT.EPOCHS, desc="text classifier", leave=False):
+    for _ in trange(cfg.TEXT.EPOCHS, desc="text classifier", leave=False, disable=not is_main()):
         noise = cfg.TEXT.NOISE_STD * torch.randn(texts.features.shape)
         loss = criterion(head((texts.features + noise).to(device)), labels)
         optimizer.zero_grad()

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 import re
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
 
 from .errors import InputError
+from .files import write_whole
 
-FORMAT = 1
+FORMAT = 2
+INTERRUPTED = "interrupted.pt"  # within an epoch, where a signal stopped the run
+# what damaged bytes raise on their way through zipfile, pickle and torch
+DAMAGE = (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+          OverflowError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+def pack(content: dict[str, object]) -> bytes:
+    """A checkpoint's bytes: tensors and plain values only."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> object:
+    """The content of `pack`'s bytes, on the CPU. Raises one of DAMAGE where they are damaged."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        damaged = archive.testzip()  # torch.load itself checks no checksums
+    if damaged:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def save_checkpoint(path: Path, content: dict[str, object]) -> None:
-    """Write to a temporary name in the same folder, flush to the disk, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with partial.open("wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Write a checkpoint. Raises TrainingError where the disk does not take it; the earlier ones stay."""
+    write_whole(path, pack(content))
 
 
 def load_checkpoint(path: Path, expected: dict[str, object]) -> dict[str, object]:
@@ -34,9 +52,10 @@ def load_checkpoint(path: Path, expected: dict[str, object]) -> dict[str, object
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(f"checkpoint {path} is damaged or none of this project's ({type(error).__name__})") from error
+        content = unpack(path.read_bytes())
+    except DAMAGE as error:
+        raise InputError(f"checkpoint {path} is damaged or none of this project's ({type(error).__name__}); go on from "
+                         "another one with --resume PATH") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} is not in this project's format {FORMAT}")
     for name, value in expected.items():
@@ -57,9 +76,13 @@ def saved_epochs(folder: Path) -> list[int]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` epochs' checkpoints; best.pt always stays. `keep` < 1 keeps all."""
+    """Delete all but the last `keep` epochs' checkpoints; best.pt always stays. `keep` < 1 keeps all.
+
+    An interrupted epoch's checkpoint goes too: it is older than the epoch that was just saved.
+    """
     for epoch in saved_epochs(folder)[:-keep] if keep > 0 else []:
         epoch_path(folder, epoch).unlink()
+    (folder / INTERRUPTED).unlink(missing_ok=True)
 
 
 def find_checkpoint(run: Path, epoch: int | None = None) -> Path:
@@ -77,3 +100,11 @@ def find_checkpoint(run: Path, epoch: int | None = None) -> Path:
     have = ", ".join(map(str, epochs)) or "none"
     raise FileNotFoundError(f"no checkpoint of {'any epoch' if epoch is None else f'epoch {epoch}'} in {run}; kept "
                             f"epochs: {have} (TRAIN.KEEP 0 keeps all)")
+
+
+def find_latest(run: Path) -> Path | None:
+    """Where a run is to go on: within the epoch that was interrupted, or after the last one; None: it has none."""
+    interrupted, epochs = run / "checkpoints" / INTERRUPTED, saved_epochs(run / "checkpoints")
+    if interrupted.is_file() and load_checkpoint(interrupted, {})["epoch"] >= max(epochs, default=0):
+        return interrupted
+    return epoch_path(run / "checkpoints", epochs[-1]) if epochs else None

@@ -32,6 +32,7 @@ CHOICES = {
     "OPTIM.NAME": ("adamw", "adam", "sgd"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
     "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
+    "DATALOADER.ON_ERROR": ("raise", "skip"),
 }
 LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE")
 
@@ -60,12 +61,14 @@ def default_config() -> CN:
         INTERPOLATION="bicubic",
         PIXEL_MEAN=[0.48145466, 0.4578275, 0.40821073], PIXEL_STD=[0.26862954, 0.26130258, 0.27577711],
         TRANSFORMS=["random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur"]))
-    cfg.DATALOADER = CN(dict(NUM_WORKERS=2, TRAIN_X=CN(dict(BATCH_SIZE=50)), TEST=CN(dict(BATCH_SIZE=100))))
+    cfg.DATALOADER = CN(dict(NUM_WORKERS=2, ON_ERROR="raise",  # or skip: images that cannot be read are left out
+                             TRAIN_X=CN(dict(BATCH_SIZE=50)), TEST=CN(dict(BATCH_SIZE=100))))
     cfg.OPTIM = CN(dict(
         NAME="adamw", LR=5e-4, WEIGHT_DECAY=0.01, MOMENTUM=0.9, MAX_EPOCH=50, ADAPTER_LR_SCALE=5.0, FUSION_LR_SCALE=0.1,
         LR_SCHEDULER="cosine", WARMUP_EPOCH=3, WARMUP_TYPE="linear",
         WARMUP_CONS_LR=None,  # rate of every group at the start; None: a tenth of each group's own
-        STEPSIZE=[], GAMMA=0.1, ACCUMULATE=1, LABEL_SMOOTHING=0.1))
+        STEPSIZE=[], GAMMA=0.1, ACCUMULATE=1, LABEL_SMOOTHING=0.1,
+        MAX_GRAD_NORM=0.0))  # gradients of a step are scaled down to this norm; 0: they are not
     cfg.TEXT = CN(dict(MODE="lafter", EPOCHS=500, LR=1e-3, NOISE_STD=0.1, LABEL_SMOOTHING=0.1, CACHE_DIR="cache",
                        SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}"))
     cfg.TRAIN = CN(dict(SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1))
@@ -248,7 +251,7 @@ def check_config(cfg: CN) -> None:
                          "between 0 and 1")
     for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
                 "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
-                "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED"):
+                "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM"):
         if values[key] < 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
     if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from .errors import InputError
 from .transforms import View
 
 UNKNOWN = -1  # the label of an image without one
+# what Pillow raises for damaged files
+DAMAGED_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
+                 struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,15 @@ class Splits:
     val: list[Item]
     test: list[Item]
 
-    def save(self, path: Path) -> None:
-        """Write the splits as JSON: class names and [relative path, label, class name, distribution] rows."""
+    def to_json(self) -> str:
+        """The splits as JSON: class names and [relative path, label, class name, distribution] rows."""
         rows = {split: [[item.path.relative_to(self.root).as_posix(), item.label, item.classname, item.distribution]
                         for item in getattr(self, split)] for split in ("train", "val", "test")}
-        path.write_text(json.dumps({"name": self.name, "classnames": self.classnames, **rows}), encoding="utf-8")
+        return json.dumps({"name": self.name, "classnames": self.classnames, **rows})
+
+    def save(self, path: Path) -> None:
+        """Write `to_json` to a file, for `load_splits`."""
+        path.write_text(self.to_json(), encoding="utf-8")
 
 
 def load_splits(path: Path, root: Path) -> Splits:
@@ -98,7 +108,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for damaged files
+    except DAMAGED_IMAGE as error:
         raise InputError(f"cannot read image {path} ({error}); replace or remove it") from error
 
 
@@ -106,11 +116,12 @@ class ImageDataset(Dataset):
     """Items as dictionaries: each of `views` by its name, `label`, `index` and, where annotated, `distribution`.
 
     Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch and
-    the index alone, so neither the order nor the number of workers changes an image.
+    the index alone, so neither the order nor the number of workers or processes changes an image. An image that
+    cannot be read is an InputError or, with `on_error` `skip`, a sample that only says why: `unreadable`.
     """
 
-    def __init__(self, items: Sequence[Item], views: dict[str, View], seed: int = 0):
-        self.items, self.views, self.seed = list(items), views, seed
+    def __init__(self, items: Sequence[Item], views: dict[str, View], seed: int = 0, on_error: str = "raise"):
+        self.items, self.views, self.seed, self.on_error = list(items), views, seed, on_error
         self.annotated = bool(items) and all(item.distribution is not None for item in items)
 
     def __len__(self) -> int:
@@ -119,7 +130,12 @@ class ImageDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
         epoch, index = key
         item = self.items[index]
-        image = read_image(item.path)
+        try:
+            image = read_image(item.path)
+        except InputError as error:
+            if self.on_error == "skip":
+                return {"unreadable": str(error)}
+            raise
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
             sample = {name: view(image) for name, view in self.views.items()}
@@ -130,24 +146,57 @@ class ImageDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """(epoch, index) keys, shuffled anew in each epoch by the seed, or in order."""
+    """(epoch, index) keys, shuffled anew in each epoch by the seed, or in order; from batch `start` of the epoch on.
 
-    def __init__(self, size: int, seed: int, shuffle: bool):
-        self.size, self.seed, self.shuffle, self.epoch = size, seed, shuffle, 0
+    `shard` is (rank, processes): each process draws its share of every batch, so that together they draw each image
+    once, in batches of `batch_size`. The share of a last, smaller batch may be empty: that process has a batch less
+    than the `batches` of an epoch.
+    """
+
+    def __init__(self, size: int, seed: int, shuffle: bool, batch_size: int = 1, shard: tuple[int, int] = (0, 1)):
+        self.size, self.seed, self.shuffle, self.batch_size, self.shard = size, seed, shuffle, batch_size, shard
+        self.epoch = self.start = 0
+        self.batches = -(-size // batch_size)
 
     def __len__(self) -> int:
-        return self.size
+        return len(list(iter(self)))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.size) if self.shuffle else np.arange(self.size)
-        return iter([(self.epoch, int(index)) for index in order])
+        rank, processes = self.shard
+        first = self.start * self.batch_size
+        shares = [order[begin: begin + self.batch_size][rank::processes]
+                  for begin in range(first, self.size, self.batch_size)]
+        return iter([(self.epoch, int(index)) for share in shares for index in share])
+
+
+def collate(samples: Sequence[dict[str, object]]) -> dict[str, object]:
+    """A batch: tensors of the samples that could be read, if any, and under `unreadable` what the others say."""
+    readable = [sample for sample in samples if "unreadable" not in sample]
+    unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
+    return {**(default_collate(readable) if readable else {}), **({"unreadable": unreadable} if unreadable else {})}
+
+
+def leave_signals_to_the_main_process(_: int) -> None:
+    """For a loader's process: Ctrl-C reaches it too, but the main process decides when training stops."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def build_loader(items: Sequence[Item], views: dict[str, View], batch_size: int, workers: int, seed: int = 0,
-                 shuffle: bool = False) -> DataLoader:
-    """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch."""
+                 shuffle: bool = False, shard: tuple[int, int] = (0, 1), on_error: str = "raise") -> DataLoader:
+    """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch.
+
+    `batch_size` is that of all processes together; see `EpochSampler` for `shard`. Raises InputError for a batch that
+    has no image for some process.
+    """
+    rank, processes = shard
+    if batch_size < processes:
+        raise InputError(f"a batch of {batch_size} cannot be divided over {processes} processes: raise --batch_size "
+                         "and DATALOADER.TEST.BATCH_SIZE, or start fewer")
     workers = min(workers, -(-len(items) // batch_size))  # a worker without a batch would only cost its start
-    return DataLoader(ImageDataset(items, views, seed), batch_size=batch_size, num_workers=workers,
-                      sampler=EpochSampler(len(items), seed, shuffle), persistent_workers=workers > 0,
-                      pin_memory=torch.cuda.is_available())
+    return DataLoader(ImageDataset(items, views, seed, on_error), batch_size=len(range(rank, batch_size, processes)),
+                      sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), num_workers=workers,
+                      persistent_workers=workers > 0, collate_fn=collate, pin_memory=torch.cuda.is_available(),
+                      worker_init_fn=leave_signals_to_the_main_process)

@@ -32,6 +32,8 @@ VALUES = {
     "--epochs": ("OPTIM.MAX_EPOCH", int, "epochs of the image phase"),
     "--weight-decay": ("OPTIM.WEIGHT_DECAY", float, "weight decay of matrices"),
     "--acc-batches": ("OPTIM.ACCUMULATE", int, "batches whose gradients make one step"),
+    "--max-grad-norm": ("OPTIM.MAX_GRAD_NORM", float, "scale the gradients of a step down to this norm; 0: never"),
+    "--keep": ("TRAIN.KEEP", int, "checkpoints of how many last epochs to keep, beside the best one's; 0: all"),
     "--scheduler": ("OPTIM.LR_SCHEDULER", str, "cosine, multistep, warmup: constant after a warm-up; coslr: decays; "
                                                "anything else, such as none: constant"),
     "--scheduler-gamma": ("OPTIM.GAMMA", float, "factor at each of --scheduler-epochs (multistep)"),

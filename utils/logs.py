@@ -26,6 +26,17 @@ def collect_logs() -> Iterator[list[logging.LogRecord]]:
 
 
 @contextlib.contextmanager
+def no_logging() -> Iterator[None]:
+    """Within the context log messages go nowhere: of several processes one speaks for all."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+@contextlib.contextmanager
 def start_logging(folder: Path, messages: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
     """Within the context, log messages go to the terminal and are appended to `folder`/log.txt; first `messages`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
 from .config import flatten, read_yaml
 from .data import Splits
-from .errors import InputError
+from .errors import InputError, TrainingError
+from .files import write_whole
 
 log = logging.getLogger(__name__)
 
 # keys that do not change a run's numbers
 HARMLESS = {"RESUME", "PICTURES", "DEVICE", "LOG_DIR", "OUTPUT_DIR", "EXP_NAME", "DATALOADER.NUM_WORKERS",
             "TRAIN.PRINT_FREQ", "TRAIN.KEEP", "TEXT.CACHE_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD",
-            "MODEL.DOWNLOAD_ROOT"}
+            "MODEL.DOWNLOAD_ROOT", "DATALOADER.ON_ERROR"}
 
 
 def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
@@ -41,19 +43,48 @@ def backbone_label(name: str) -> str:
     return Path(name).stem if Path(name).suffix else name.replace("/", "-")
 
 
-class Run:
-    """A run's folder. Raises InputError where an unfinished run lies in it and `resume` is not set."""
+# a dead process's loader processes, which inherit its lock, look for it every 5 s and end
+LOCK_TIMEOUT = 10.0
 
-    def __init__(self, folder: Path, resume: bool = False):
+
+class Run:
+    """A run's folder. Raises InputError where an unfinished run lies in it and `resume` is not set.
+
+    Of several processes only the first writes: to the others' `passive` runs, writing does nothing.
+    """
+
+    def __init__(self, folder: Path, resume: bool = False, passive: bool = False):
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
+        self.passive = passive
+        self._lock = FileLock(folder / ".lock")
+        if passive:
+            return
         if not resume and not self.finished and (folder / "metrics.jsonl").exists():
-            raise InputError(f"{folder} holds an unfinished run: go on with --resume auto, choose another --exp-name, "
-                             "or delete the folder")
+            raise InputError(f"{folder} holds an unfinished run, or one under way: go on with --resume auto, choose "
+                             "another --exp-name, or delete the folder")
         folder.mkdir(parents=True, exist_ok=True)
+
+    def lock(self, timeout: float = LOCK_TIMEOUT) -> None:
+        """Keep other processes out until `unlock`, or until this process ends, however it ends.
+
+        Raises InputError where a live process holds the folder for `timeout` seconds.
+        """
+        if self.passive:
+            return
+        try:
+            self._lock.acquire(timeout)
+        except Timeout as error:
+            raise InputError(f"{self.folder} is in use by a live process: wait for it to end, or choose another "
+                             "--exp-name") from error
+
+    def unlock(self) -> None:
+        self._lock.release()
 
     def check_settings(self, cfg: CfgNode) -> None:
         """InputError where the folder holds a run with settings that would give other numbers than these."""
+        if self.passive:
+            return
         path = self.folder / "config.yaml"
         if not path.exists() or not (self.finished or self.rows()):  # nothing there that other settings could spoil
             return
@@ -71,18 +102,26 @@ class Run:
 
     def start(self, cfg: CfgNode, splits: Splits) -> None:
         """Write the resolved configuration and the splits."""
+        if self.passive:
+            return
         write_text(self.folder / "config.yaml", cfg.dump())
-        path, new = self.folder / "split.json", self.folder / "split.json.part"
-        splits.save(new)
-        if self.rows() and path.exists() and path.read_bytes() != new.read_bytes():
+        path, text = self.folder / "split.json", splits.to_json()
+        if self.rows() and path.exists() and path.read_bytes() != text.encode():
             raise InputError(f"the images of {splits.name} have changed since {self.folder} began; choose another "
                              "--exp-name")
-        os.replace(new, path)
+        write_text(path, text)
 
     def append(self, row: dict[str, object]) -> None:
         """Add a row to metrics.jsonl."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.passive:
+            return
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise TrainingError(f"cannot write {path} ({error.strerror or error}): make room, then go on with "
+                                "--resume auto") from error
 
     def rows(self) -> list[dict]:
         return read_rows(self.folder / "metrics.jsonl")
@@ -94,20 +133,34 @@ class Run:
 
     def finish(self, result: dict[str, object]) -> None:
         """Write final.json; its presence means that the run has ended."""
-        write_text(self.folder / "final.json", json.dumps(result, indent=2) + "\n")
+        if not self.passive:
+            write_text(self.folder / "final.json", json.dumps(result, indent=2) + "\n")
 
     def result(self) -> dict:
-        return json.loads((self.folder / "final.json").read_text(encoding="utf-8"))
+        """The content of final.json. Raises InputError where it is damaged."""
+        path = self.folder / "final.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is no valid JSON ({error}); delete it to write it anew with --resume "
+                             "auto") from error
+
+
+def dataset_identity(splits: Splits) -> str:
+    """A data set in a line: its name, the sizes of its splits and the SHA-256 of what split.json says of it."""
+    sizes = "/".join(str(len(items)) for items in (splits.train, splits.val, splits.test))
+    digest = hashlib.sha256(splits.to_json().encode()).hexdigest()[:16]
+    return f"{splits.name}, {sizes} train/val/test images, SHA-256 {digest}"
 
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl, none where it does not exist. A last line cut off by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []  # a character too may be cut
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             if number < len(lines):
                 raise InputError(f"{path}, line {number} is no JSON: {error}") from error
             log.warning("%s: the last line was cut off and is left out", path)
@@ -115,7 +168,5 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Write a text file in UTF-8, whole or not at all. Raises TrainingError where the disk does not take it."""
+    write_whole(path, text.encode())
