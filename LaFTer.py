@@ -42,6 +42,7 @@ from utils.metrics import score
 from utils.pictures import choose_items, draw_predictions
 from utils.record import Run, dataset_identity, run_folder, write_text
 from utils.results import format_summary
+from utils.rng import seed_generators
 from utils.transforms import build_views
 from utils.utils import Tunable
 
@@ -105,6 +106,7 @@ def configure(flags: Flags) -> CfgNode:
 
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
+    seed_generators(cfg.SEED)
     clip_model = distributed.agree(lambda: load_clip(cfg), in_turn=True)
     loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
     evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}

@@ -199,4 +199,5 @@ def build_loader(items: Sequence[Item], views: dict[str, View], batch_size: int,
     return DataLoader(ImageDataset(items, views, seed, on_error), batch_size=len(range(rank, batch_size, processes)),
                       sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), num_workers=workers,
                       persistent_workers=workers > 0, collate_fn=collate, pin_memory=torch.cuda.is_available(),
-                      worker_init_fn=leave_signals_to_the_main_process)
+                      worker_init_fn=leave_signals_to_the_main_process,
+                      generator=torch.Generator())  # else each pass draws from the global one

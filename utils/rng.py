@@ -8,6 +8,13 @@ import numpy as np
 import torch
 
 
+def seed_generators(seed: int) -> None:
+    """Start the global generators of torch, numpy and Python from one seed."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    random.seed(seed)
+
+
 def rng_state() -> dict[str, object]:
     """The global generators of torch (the CPU and each GPU), numpy and Python, as weights_only loading reads them."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
