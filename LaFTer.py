@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> dict:
             distributed.agree(lambda: prepare_run(cfg, run))
             with log_into(Path(cfg.LOG_DIR) if cfg.LOG_DIR else run.folder, messages):
                 return train_run(cfg, splits, run, interrupts)
+        except RuntimeError:  # a signal to the whole group ends other processes of the run and of its loaders too
+            interrupts.act(interrupts.signal)
+            raise
         finally:
             run.unlock()
 

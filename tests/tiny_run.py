@@ -17,7 +17,7 @@ TRAINERS = ["LaFTer", "MultiLayerLaFTer"]
 
 
 def make_inputs(folder: Path, train: int = 7, test: int = 3) -> None:
-    """Write `clip.pt` and `data/`: of each class `train` and `test` images of 32 px, without regard to 32's multiples."""
+    """Write `clip.pt`, `texts.npz` and `data/`: of each class `train` and `test` images of 32 px."""
     torch.manual_seed(0)
     model = CLIP(embed_dim=32, image_resolution=32, vision_layers=6, vision_width=64, vision_patch_size=8,
                  context_length=16, vocab_size=49_408, transformer_width=64, transformer_heads=1, transformer_layers=1)

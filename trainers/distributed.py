@@ -89,7 +89,7 @@ def process_group(device: str) -> Iterator[None]:
 
 
 def gather(value: T) -> list[T]:
-    """Every process's value, by rank. Raises TrainingError where another process has ended."""
+    """Every process's value, by rank. Raises TrainingError where another one has ended."""
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()

@@ -178,10 +178,9 @@ def collate(samples: Sequence[dict[str, object]]) -> dict[str, object]:
     return {**(default_collate(readable) if readable else {}), **({"unreadable": unreadable} if unreadable else {})}
 
 
-def leave_signals_to_the_main_process(_: int) -> None:
+def leave_ctrl_c_to_the_main_process(_: int) -> None:
     """For a loader's process: Ctrl-C reaches it too, but the main process decides when training stops."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def build_loader(items: Sequence[Item], views: dict[str, View], batch_size: int, workers: int, seed: int = 0,
@@ -199,5 +198,5 @@ def build_loader(items: Sequence[Item], views: dict[str, View], batch_size: int,
     return DataLoader(ImageDataset(items, views, seed, on_error), batch_size=len(range(rank, batch_size, processes)),
                       sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), num_workers=workers,
                       persistent_workers=workers > 0, collate_fn=collate, pin_memory=torch.cuda.is_available(),
-                      worker_init_fn=leave_signals_to_the_main_process,
+                      worker_init_fn=leave_ctrl_c_to_the_main_process,
                       generator=torch.Generator())  # else each pass draws from the global one

@@ -1,0 +1,148 @@
+"""Two processes by torchrun on the CPU against one: the same losses, metrics and weights to within rounding."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import LaFTer
+from tests import tiny_run
+from utils.data import EpochSampler, build_loader
+from utils.errors import InputError
+
+PROJECT = Path(__file__).resolve().parent.parent
+MODES = {
+    "LaFTer": ["PSEUDO_LABEL.TEACHER", "ema", "PSEUDO_LABEL.EMA_DECAY", "0.9", "OPTIM.ACCUMULATE", "2",
+               "OPTIM.MAX_GRAD_NORM", "2.0"],
+    "MultiLayerLaFTer": ["TRAIN.SUPERVISION", "labels", "TRAIN.AUGMENT", "True", "DUAL_TASK.ENABLED", "True",
+                         "DATASET.DISTRIBUTION_STRATEGY", "strategy1", "DATASET.CIRCLE", "[blue, green, red]"],
+}
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
+
+
+def start_two(*arguments: str, **options) -> list[subprocess.Popen]:
+    """Two processes of the program with the variables that torchrun sets; without its own process and its start."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, str(PROJECT / "LaFTer.py"), *arguments]
+    return [subprocess.Popen(command, env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+                                                      MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(2)]
+
+
+def ends(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    """(exit status, what was said) of each."""
+    return [(process.returncode, err) for process in processes for _, err in [process.communicate(timeout=240)]]
+
+
+def close(a: object, b: object, where: str = "") -> None:
+    """Equal but for rounding."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            close(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b)):
+            close(x, y, f"{where}/{index}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=2e-5), where
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("trainer", MODES)
+def test_two_processes_do_what_one_does(tmp_path, trainer):
+    """18 training images in batches of 7, 7 and 4: neither batches nor splits divide evenly."""
+    tiny_run.make_inputs(tmp_path)
+    LaFTer.main(tiny_run.arguments(tmp_path, "one", *MODES[trainer], trainer=trainer))
+    command = tiny_run.arguments(tmp_path, "two", *MODES[trainer], trainer=trainer)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(PROJECT / "LaFTer.py"), *command], env=environment(), capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (tiny_run.record(tiny_run.run_folder(tmp_path, name, trainer)) for name in ("one", "two"))
+    for state in (one[2], two[2]):
+        del state["rng"]
+    for a, b, part in zip(one, two, ("final", "rows", "checkpoint")):
+        close(a, b, part)
+    assert done.stderr.count("epoch 4/4: loss") == 1  # one of them speaks
+
+
+def test_shares_of_every_batch_make_the_whole_epoch_once():
+    def keys(rank: int, processes: int, start: int = 0) -> list[tuple[int, int]]:
+        sampler = EpochSampler(18, 3, True, batch_size=7, shard=(rank, processes))
+        sampler.epoch, sampler.start = 2, start
+        return list(sampler)
+
+    whole = keys(0, 1)
+    assert sorted(index for _, index in whole) == list(range(18)) and keys(0, 1, start=1) == whole[7:]
+    shares = [keys(rank, 5) for rank in range(5)]
+    assert [len(share) for share in shares] == [2 + 2 + 1, 2 + 2 + 1, 1 + 1 + 1, 1 + 1 + 1, 1 + 1 + 0]
+    assert sorted(sum(shares, [])) == sorted(whole)
+    for rank, share in enumerate(shares):
+        assert share == whole[0:7][rank::5] + whole[7:14][rank::5] + whole[14:18][rank::5]
+    assert keys(4, 5, start=2) == []  # a share may be empty
+    with pytest.raises(InputError, match="a batch of 3 cannot be divided over 4 processes"):
+        build_loader([], {}, 3, 0, shard=(0, 4))
+
+
+def test_bad_input_in_one_process_ends_all_with_one_message(tmp_path):
+    tiny_run.make_inputs(tmp_path)
+    for victim in (tmp_path / "data" / "train" / "green").iterdir():
+        victim.write_bytes(victim.read_bytes()[:200])
+    arguments = tiny_run.arguments(tmp_path, "x", "TEXT.SKIP", "True", "TRAIN.SUPERVISION", "labels")
+    first, second = ends(start_two(*arguments))
+    assert (first[0], second[0]) == (1, 1)
+    assert first[1].strip().splitlines()[-1].startswith("error: cannot read image")
+    assert "error" not in second[1] and "Traceback" not in first[1] + second[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_process_that_dies_does_not_leave_the_other_hanging(tmp_path):
+    tiny_run.make_inputs(tmp_path)
+    processes = start_two(*tiny_run.arguments(tmp_path, "x", "--epochs", "2000"))
+    metrics = tiny_run.run_folder(tmp_path, "x") / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 1)
+    processes[1].send_signal(signal.SIGKILL)
+    (status, said), _ = ends(processes)
+    assert status == 1 and "error: another process of this run has ended" in said and "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGTERM")
+def test_a_signal_to_one_process_stops_both_and_saves(tmp_path):
+    """As torchrun passes SIGTERM on, to all; they stop after the same step."""
+    tiny_run.make_inputs(tmp_path)
+    arguments = tiny_run.arguments(tmp_path, "x", "--epochs", "2000")
+    run = tiny_run.run_folder(tmp_path, "x")
+    processes = start_two(*arguments)
+    wait_for(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") > 1)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    (first, said), (second, _) = ends(processes)
+    assert (first, second) == (143, 143) and "stopped by SIGTERM" in said and "Traceback" not in said
+    assert not (run / "final.json").exists()
+    assert (run / "checkpoints" / "interrupted.pt").is_file() or "epoch" in said
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
