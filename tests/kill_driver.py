@@ -3,7 +3,8 @@
     python -m tests.kill_driver FOLDER TRAINER POINTS
 
 In FOLDER lie the inputs of `tiny_run`. Each run is a fork of this process, which has torch imported but has computed
-nothing, so that a start costs little. Prints a JSON list of the events at which runs were killed.
+nothing, so that a start costs little. Prints JSON: the events at which runs were killed, and those at which they were
+asked to stop.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,17 +28,18 @@ SURVIVES = 10 ** 9
 
 
 class Events:
-    """Counts what a run does, by name, and kills the process at the event number `last`."""
+    """Counts what a run does, by name, and sends the process `signals` at the event number `last`."""
 
-    def __init__(self, last: int):
-        self.last, self.names = last, []
+    def __init__(self, last: int, signals: Sequence[int]):
+        self.last, self.signals, self.names = last, signals, []
 
     def happen(self, name: str, at_death: Callable[[], object] | None = None) -> None:
-        if len(self.names) == self.last:
-            if at_death:
-                at_death()
-            os.kill(os.getpid(), signal.SIGKILL)
         self.names.append(name)
+        if len(self.names) - 1 == self.last:
+            if at_death and signal.SIGKILL in self.signals:
+                at_death()
+            for number in self.signals:
+                os.kill(os.getpid(), number)
 
     def watch(self) -> None:
         """Hook the places where a run stands between two states."""
@@ -77,20 +79,27 @@ class Events:
         setattr(owner, attribute, watched)
 
 
-def start(folder: Path, trainer: str, name: str, last: int) -> tuple[int, list[str]]:
-    """Run the program in a fork, killed at event `last`; (how it ended, as os.waitpid says, the events if it lived)."""
+def start(folder: Path, trainer: str, name: str, last: int = SURVIVES,
+          signals: Sequence[int] = (signal.SIGKILL,)) -> tuple[int, list[str]]:
+    """Run the program in a fork that gets `signals` at event `last`; (its exit status, negative for a signal that
+    ended it, and, if it came to its end, the events)."""
     report = folder / "events.json"
     child = os.fork()
     if not child:
         with (folder / "output.txt").open("a") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        events = Events(last)
+        events = Events(last, signals)
         events.watch()
-        LaFTer.main([*tiny_run.arguments(folder, name, trainer=trainer), "--resume", "auto"])
+        arguments = [*tiny_run.arguments(folder, name, trainer=trainer), "--resume", "auto"]
+        try:
+            LaFTer.exit_with_message(lambda: LaFTer.main(arguments))
+        except SystemExit as end:
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
         report.write_text(json.dumps(events.names))
         os._exit(0)
-    _, status = os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status, json.loads(report.read_text()) if status == 0 else []
 
 
@@ -103,27 +112,60 @@ def choose(names: list[str], count: int) -> list[int]:
     return sorted(spread | saved)
 
 
+def kill(folder: Path, trainer: str, names: list[str], points: list[int], whole: tuple) -> None:
+    """One run per point, killed there, some a second time while they resume; nothing that was saved is lost."""
+    for turn, point in enumerate(points):
+        name, where = f"killed at {point}", (point, names[point])
+        run = tiny_run.run_folder(folder, name, trainer)
+        for last in [point, min(point // 3, 8)] if turn % 4 == 0 else [point]:
+            status, _ = start(folder, trainer, name, last)
+            assert status == -signal.SIGKILL, (where, status)
+        finished = sum("after renaming epoch" in name for name in names[:point])
+        latest = find_latest(run)
+        assert (load_checkpoint(latest, {})["epoch"] if latest else 0) >= finished, where
+        finish(folder, trainer, name, whole, where)
+
+
+def interrupt(folder: Path, trainer: str, names: list[str], whole: tuple) -> list[str]:
+    """SIGTERM or Ctrl-C within the second epoch's steps, evaluation and saving, and within the text phase."""
+    steps = [index for index, name in enumerate(names) if name == "step"]
+    points = [steps[4], names.index("evaluation", steps[5]), names.index("writing", steps[5]),
+              names.index("text classifier")]
+    for point, number in zip(points, (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT)):
+        name, where = f"stopped at {point}", (point, names[point])
+        run = tiny_run.run_folder(folder, name, trainer)
+        status, _ = start(folder, trainer, name, point, (number,))
+        assert status == 128 + number, (where, status)
+        assert f"stopped by {signal.Signals(number).name}; the same command" in (folder / "output.txt").read_text()
+        expected = {"step": (1, 2), "evaluation": (1, 3), "writing": (2, 0)}.get(names[point])
+        if expected:  # (epochs done, batches done in the next): the step under way is finished
+            state = load_checkpoint(find_latest(run), {})
+            assert (state["epoch"], state["progress"]["step"]) == expected, where
+        finish(folder, trainer, name, whole, where)
+        assert not (run / "checkpoints" / "interrupted.pt").exists()
+    status, _ = start(folder, trainer, "at once", points[0], (signal.SIGINT, signal.SIGINT))
+    assert status == -signal.SIGINT, status
+    return [names[point] for point in points]
+
+
+def finish(folder: Path, trainer: str, name: str, whole: tuple, where: tuple) -> None:
+    """Resume a run to its end; it must equal the uninterrupted one."""
+    run = tiny_run.run_folder(folder, name, trainer)
+    status, _ = start(folder, trainer, name)
+    assert status == 0, (where, (folder / "output.txt").read_text()[-3000:])
+    tiny_run.assert_same(tiny_run.record(run), whole, str(where))
+    assert not list(run.rglob("*.part")), where
+
+
 def main(folder: Path, trainer: str, count: int) -> None:
     torch.set_num_threads(1)
-    status, names = start(folder, trainer, "whole", SURVIVES)
+    status, names = start(folder, trainer, "whole")
     assert status == 0, (folder / "output.txt").read_text()
     whole = tiny_run.record(tiny_run.run_folder(folder, "whole", trainer))
     points = choose(names, count)
-    for turn, point in enumerate(points):
-        name = f"killed at {point}"
-        run = tiny_run.run_folder(folder, name, trainer)
-        # every fourth run is killed a second time, while it resumes
-        for last in [point, min(point // 3, 8)] if turn % 4 == 0 else [point]:
-            status, _ = start(folder, trainer, name, last)
-            assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (point, names[point], status)
-        finished = sum("after renaming epoch" in name for name in names[:point])
-        latest = find_latest(run)
-        assert (load_checkpoint(latest, {})["epoch"] if latest else 0) >= finished, (point, names[point])
-        status, _ = start(folder, trainer, name, SURVIVES)
-        assert status == 0, (point, names[point], (folder / "output.txt").read_text()[-3000:])
-        tiny_run.assert_same(tiny_run.record(run), whole, f"{point} {names[point]}")
-        assert not list(run.rglob("*.part")), (point, names[point])
-    sys.stdout.write(json.dumps([names[point] for point in points]) + "\n")
+    kill(folder, trainer, names, points, whole)
+    stopped = interrupt(folder, trainer, names, whole)
+    sys.stdout.write(json.dumps({"killed": [names[point] for point in points], "stopped": stopped}) + "\n")
 
 
 if __name__ == "__main__":

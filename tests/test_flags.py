@@ -15,7 +15,8 @@ NAMES = """--root --output-dir --resume --seed --print_freq --source-domains --t
 --dataset-config-file --trainer --backbone --head --eval-only --model-dir --load-epoch --no-train --exp-name
 --scheduler --scheduler-epochs --scheduler-gamma --weight-decay --acc-batches --arch --gpt_prompts --text_prompts
 --zero_shot --device --txt_cls --batch_size --workers --lr --epochs --txt_epochs --logfolder --skip_finetune
---dual_task --lambda_weight --direct_dualtask --multi_layer_prompt --enable_augmentation --use_two_crops"""
+--dual_task --lambda_weight --direct_dualtask --multi_layer_prompt --enable_augmentation --use_two_crops
+--keep --max-grad-norm"""
 ALL = NAMES.split()
 
 # flag: (what follows it on the command line, the keys that it sets)
@@ -48,6 +49,8 @@ SETS = {
     "--txt_epochs": (["11"], {"TEXT.EPOCHS": 11}),
     "--logfolder": (["logs"], {"LOG_DIR": "logs"}),
     "--skip_finetune": ([], {"TRAIN.SKIP": True}),
+    "--keep": (["3"], {"TRAIN.KEEP": 3}),
+    "--max-grad-norm": (["2.5"], {"OPTIM.MAX_GRAD_NORM": 2.5}),
     "--dual_task": ([], {"DUAL_TASK.ENABLED": True}),
     "--lambda_weight": (["0.25"], {"DUAL_TASK.LAMBDA": 0.25}),
     "--direct_dualtask": ([], {"DUAL_TASK.ENABLED": True, "TEXT.SKIP": True, "TRAIN.SUPERVISION": "labels"}),
