@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,9 +36,10 @@ from utils.datasets import load_dataset
 from utils.errors import InputError
 from utils.flags import Flags, parse_flags
 from utils.interrupt import Interrupted, Interrupts
-from utils.logs import collect_logs, no_logging, start_logging
+from utils.logs import collect_logs, start_logging
 from utils.metrics import score
 from utils.pictures import choose_items, draw_predictions
+from utils.readers import read_json
 from utils.record import Run, dataset_identity, run_folder, write_text
 from utils.results import format_summary
 from utils.rng import seed_generators
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict:
         run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
         try:
             distributed.agree(lambda: prepare_run(cfg, run))
-            with log_into(Path(cfg.LOG_DIR) if cfg.LOG_DIR else run.folder, messages):
+            with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
                 return train_run(cfg, splits, run, interrupts)
         except RuntimeError:  # a signal to the whole group ends other processes of the run and of its loaders too
             interrupts.act(interrupts.signal)
@@ -90,11 +90,6 @@ def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) ->
     log.info(format_summary(result))
     log.info("the run's record is %s", run.folder)
     return result
-
-
-def log_into(folder: Path, messages: Sequence[logging.LogRecord] = ()) -> contextlib.AbstractContextManager:
-    """Logging to the terminal and to `folder`, in the one process that speaks for all."""
-    return start_logging(folder, messages) if distributed.is_main() else no_logging()
 
 
 def configure(flags: Flags) -> CfgNode:
@@ -247,12 +242,11 @@ def resume(cfg: CfgNode, training: Training, run: Run) -> None:
 def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
     """Score a run's model on the data set's validation and test splits; writes eval_<dataset>_epoch<N>.json into it."""
     folder = Path(flags.model_dir)
-    recorded = folder / "split.json"
-    if recorded.is_file() and json.loads(recorded.read_text(encoding="utf-8"))["name"] == splits.name:
-        splits = load_splits(recorded, splits.root)  # its own data: what was held out then, whatever the seed is now
-    with log_into(folder):
-        state = load_checkpoint(find_checkpoint(folder, flags.load_epoch),
-                                {"trainer": cfg.TRAINER.NAME, "classnames": splits.classnames})
+    expected = {"trainer": cfg.TRAINER.NAME, "classnames": splits.classnames}
+    if (recorded := recorded_splits(folder, splits)) is not None:
+        splits, expected["dataset"] = recorded, dataset_identity(recorded)
+    with start_logging(folder, speaks=distributed.is_main()):
+        state = load_checkpoint(find_checkpoint(folder, flags.load_epoch), expected)
         clip_model = load_clip(cfg)
         if state["clip_hash"] != clip.weights_hash(clip_model):
             raise InputError(f"{folder} was trained on another backbone than {cfg.MODEL.BACKBONE.NAME}")
@@ -267,6 +261,15 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
             write_text(folder / f"eval_{splits.name}_epoch{state['epoch']}.json", json.dumps(result, indent=2) + "\n")
         log.info(format_summary(result))
     return result
+
+
+def recorded_splits(folder: Path, splits: Splits) -> Splits | None:
+    """The run's own splits where it was trained on this data set: what was held out then, whatever the seed is now."""
+    path = folder / "split.json"
+    data = read_json(path) if path.is_file() else None
+    if not isinstance(data, dict) or data.get("name") != splits.name:
+        return None
+    return load_splits(path, splits.root)
 
 
 def environment(clip_model: CLIP) -> dict[str, object]:

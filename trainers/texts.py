@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP
+from utils.checkpoint import DAMAGE
 from utils.config import resolve_path
 from utils.errors import InputError
 
@@ -150,8 +150,8 @@ def read_text_features(path: Path, classnames: Sequence[str], embed_dim: int, te
     try:
         data = dict(np.load(path, allow_pickle=False))
         features = F.normalize(torch.from_numpy(data["features"].astype(np.float32)), dim=-1)
-    except (ValueError, TypeError, OSError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no .npz file with an array 'features' ({error})") from error
+    except DAMAGE as error:
+        raise InputError(f"{path} is no .npz file with an array 'features' ({' '.join(str(error).split())})") from error
     if features.ndim != 2 or features.shape[1] != embed_dim:
         raise InputError(f"{path}: features are {list(features.shape)}, but the backbone's joint space has width "
                          f"{embed_dim}")

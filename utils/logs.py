@@ -26,21 +26,20 @@ def collect_logs() -> Iterator[list[logging.LogRecord]]:
 
 
 @contextlib.contextmanager
-def no_logging() -> Iterator[None]:
-    """Within the context log messages go nowhere: of several processes one speaks for all."""
-    handler = logging.NullHandler()
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
+def start_logging(folder: Path, messages: Sequence[logging.LogRecord] = (), speaks: bool = True) -> Iterator[None]:
+    """Within the context, log messages go to the terminal and are appended to `folder`/log.txt; first `messages`.
 
-
-@contextlib.contextmanager
-def start_logging(folder: Path, messages: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
-    """Within the context, log messages go to the terminal and are appended to `folder`/log.txt; first `messages`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    Of several processes one `speaks`; the others' messages go nowhere.
+    """
     root = logging.getLogger()
+    if not speaks:
+        root.addHandler(nowhere := logging.NullHandler())
+        try:
+            yield
+        finally:
+            root.removeHandler(nowhere)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter("%(message)s"))
     file = logging.FileHandler(folder / "log.txt", encoding="utf-8")

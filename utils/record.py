@@ -159,11 +159,15 @@ def read_rows(path: Path) -> list[dict]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             if number < len(lines):
                 raise InputError(f"{path}, line {number} is no JSON: {error}") from error
             log.warning("%s: the last line was cut off and is left out", path)
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+            raise InputError(f"{path}, line {number} is no row of a record: it names no epoch")
+        rows.append(row)
     return rows
 
 

@@ -1,0 +1,265 @@
+"""What protects a run: a full disk, a folder in use, gradients that are not finite, images that cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import LaFTer
+from tests import tiny_run
+from tests.test_engine import fit_in, prepare, root  # noqa: F401 - fixtures
+from trainers.engine import finish_gradients, train_one_epoch
+from trainers.objective import Objective
+from trainers.training import tuned_state
+from utils.checkpoint import find_latest, load_checkpoint, save_checkpoint
+from utils.data import build_loader
+from utils.errors import InputError, TrainingError
+from utils.interrupt import Interrupted, Interrupts
+from utils.record import Run
+from utils.rng import rng_state, seed_generators, set_rng_state
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+# --- the disk and the folder ------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """The system refuses to write files of more than `size` bytes, as a full disk refuses any."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_loses_no_checkpoint(tmp_path):
+    path = tmp_path / "checkpoints" / "best.pt"
+    save_checkpoint(path, {"epoch": 1})
+    with largest_file(10_000), pytest.raises(TrainingError, match=r"cannot write .*best\.pt \(.*make room.*--resume"):
+        save_checkpoint(path, {"epoch": 2, "model": torch.zeros(10_000)})
+    assert load_checkpoint(path, {})["epoch"] == 1
+    assert [item.name for item in path.parent.iterdir()] == ["best.pt"]  # no half file
+
+
+def test_a_run_on_a_full_disk_says_so_and_goes_on_later(tmp_path):
+    """Full when the second epoch's checkpoint would grow: the first one's is there, and the same bits come of it."""
+    tiny_run.make_inputs(tmp_path)
+    LaFTer.main(tiny_run.arguments(tmp_path, "whole", "PROMPT_NUM", "4"))
+    arguments = tiny_run.arguments(tmp_path, "full", "--resume", "auto")
+    saved, limit = [], contextlib.ExitStack()
+
+    def fill_the_disk(path, content, original=save_checkpoint):
+        saved.append(path.name)
+        if path.name == "epoch0002.pt":
+            limit.enter_context(largest_file(10_000))
+        original(path, content)
+
+    with pytest.MonkeyPatch.context() as patch, limit:
+        patch.setattr("trainers.engine.save_checkpoint", fill_the_disk)
+        with pytest.raises(TrainingError, match=r"epoch0002\.pt"):
+            LaFTer.main(arguments)
+    assert saved[-1] == "epoch0002.pt"
+    run = tiny_run.run_folder(tmp_path, "full")
+    assert find_latest(run).name == "epoch0001.pt"
+    LaFTer.main(arguments)
+    tiny_run.assert_same(tiny_run.record(run), tiny_run.record(tiny_run.run_folder(tmp_path, "whole")))
+
+
+HOLDER = """import sys, time
+from pathlib import Path
+from utils.record import Run
+Run(Path(sys.argv[1])).lock()
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_processs_is_not(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], cwd=PROJECT, text=True,
+                              stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        run = Run(tmp_path / "run")
+        with pytest.raises(InputError, match="run is in use by a live process.*--exp-name"):
+            run.lock(timeout=0.2)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (tmp_path / "run" / ".lock").exists() or os.name == "nt"
+    run.lock(timeout=5)
+    run.unlock()
+    Run(tmp_path / "run").lock(timeout=0.2)
+    Run(tmp_path / "run", passive=True).lock(timeout=0.2)  # of several processes only the first locks
+
+
+def test_passive_runs_write_nothing(tmp_path):
+    run = Run(tmp_path / "run", passive=True)
+    run.append({"epoch": 0})
+    run.finish({})
+    assert not (tmp_path / "run").exists()
+
+
+# --- signals and generators -------------------------------------------------------------------------------------------
+
+def test_a_signal_waits_for_the_end_of_what_has_begun():
+    done = []
+    with pytest.raises(Interrupted) as caught, Interrupts() as interrupts:
+        with interrupts.deferred():
+            with interrupts.deferred():
+                signal.raise_signal(signal.SIGTERM)
+            done.append("the step and its saving")
+        done.append("more")
+    assert done == ["the step and its saving"] and caught.value.status == 128 + signal.SIGTERM
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="stopped by SIGINT"), Interrupts():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before  # as it was
+    with Interrupts().deferred():
+        pass
+
+
+def test_generators_go_on_where_they_were():
+    import random
+
+    import numpy as np
+
+    def draw() -> list[float]:
+        return [torch.rand(()).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1)]
+
+    seed_generators(3)
+    first = draw()
+    state = rng_state()
+    following = draw()
+    set_rng_state(state)
+    assert draw() == following
+    seed_generators(3)
+    assert draw() == first
+
+
+def test_a_checkpoint_tells_what_it_belongs_to(tmp_path):
+    tiny_run.make_inputs(tmp_path)
+    LaFTer.main(tiny_run.arguments(tmp_path, "a", "--epochs", "1"))
+    path = find_latest(tiny_run.run_folder(tmp_path, "a"))
+    state = load_checkpoint(path, {})
+    assert "OPTIM:" in state["config"] and "18/3/9 train/val/test images" in state["dataset"]
+    assert {"rng", "optimizer", "scheduler", "scaler", "model", "progress", "clip_hash"} <= set(state)
+    assert path.stat().st_size < 200_000  # no copy of CLIP
+    next((tmp_path / "data" / "train" / "green").iterdir()).unlink()
+    with pytest.raises(InputError, match="another dataset: .*18/3/9.*here .*1[67]/3/9|settings|changed"):
+        LaFTer.main(tiny_run.arguments(tmp_path, "b", "--epochs", "1", "--resume", str(path)))
+    with pytest.raises(InputError, match="split.json|is missing"):  # what was held out is not what it was
+        LaFTer.main(["--eval-only", "--model-dir", str(path.parent.parent)])
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+class Exploding(Objective):
+    """The third loss is finite, its gradient is not: d/dx sqrt(x) at 0."""
+
+    calls = 0
+
+    def __call__(self, prediction, labels, batch):
+        self.calls += 1
+        parts = super().__call__(prediction, labels, batch)
+        if self.calls == 3:
+            parts["root"] = (prediction.logits * 0).sum().sqrt()
+        return parts
+
+
+def test_a_gradient_that_is_not_finite_stops_by_name(prepare, tmp_path):  # noqa: F811
+    parts = prepare("LaFTer", objective=Exploding)
+    before = []
+    with pytest.raises(TrainingError) as caught:
+        train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+        before.append(tuned_state(parts.model))
+    message = str(caught.value)
+    assert "the gradient of " in message and "epoch 1, step 3" in message and "learning rates: " in message
+    assert "root 0" in message and "adapter" in message and "--max-grad-norm" in message
+    assert all(tensor.isfinite().all() for tensor in tuned_state(parts.model).values())
+
+
+def test_the_norm_is_limited_and_recorded(prepare):  # noqa: F811
+    parts = prepare("LaFTer", {"OPTIM.MAX_GRAD_NORM": 0.5})
+    parameters = parts.training.parameters()
+    for index, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, 0.1 * (index + 1))
+    norm = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in parameters))
+    before = [parameter.grad.clone() for parameter in parameters]
+    assert finish_gradients(parts.training, 0.0, {}, 0) == pytest.approx(norm)
+    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(parameters, before))  # 0: as they were
+    assert finish_gradients(parts.training, 0.5, {}, 0) == pytest.approx(norm)
+    assert math.sqrt(sum(p.grad.square().sum().item() for p in parameters)) == pytest.approx(0.5, rel=1e-4)
+    parts.training.optimizer.zero_grad()
+    row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+    assert row["grad_norm"] > 0.5  # as it was before
+
+
+# --- images that cannot be read ---------------------------------------------------------------------------------------
+
+def damage(root: Path, *names: str) -> None:  # noqa: F811
+    for name in names:
+        path = root / name
+        path.write_bytes(path.read_bytes()[:60])
+
+
+def test_unreadable_images_are_left_out_counted_and_reported(prepare, tmp_path, root, caplog):  # noqa: F811
+    damage(root, "train/green/0.png", "train/red/3.png", "test/blue/1.png")
+    with pytest.raises(InputError, match=r"cannot read image .*\.png"):
+        prepare("LaFTer", {"PSEUDO_LABEL.TEACHER": "frozen"})
+    settings = {"DATALOADER.ON_ERROR": "skip", "PSEUDO_LABEL.TEACHER": "frozen", "DATASET.VAL_FRACTION": 0.0,
+                "OPTIM.MAX_EPOCH": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("LaFTer.build_loader", build_loader)
+        parts = prepare("MultiLayerLaFTer", settings)
+    parts.evaluation.pop("val", None)
+    with caplog.at_level("WARNING"):
+        run, _ = fit_in(tmp_path / "run", parts)
+    untrained, *rows = run.rows()
+    for row in rows:
+        assert len(row["unreadable"]) == 2 and any("red" in message for message in row["unreadable"])
+        (message,) = row["test"]["unreadable"]
+        assert message.startswith("cannot read image") and "1.png" in message
+        assert len(row["test"]["per_class_accuracy"]) == 3
+    assert len(parts.training.unreadable) == 3
+    assert sum("left out" in record.message for record in caplog.records) == 3  # each once, not in each epoch
+
+
+def test_the_epochs_means_are_those_of_the_images_that_could_be_read(prepare, root):  # noqa: F811
+    """A whole batch of unreadable images makes no step; 5 of 24 images are gone."""
+    settings = {"DATALOADER.ON_ERROR": "skip", "DATASET.VAL_FRACTION": 0.0, "DATALOADER.TRAIN_X.BATCH_SIZE": 5,
+                "TRAIN.SUPERVISION": "labels"}
+
+    def start():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tests.test_engine.SimpleNamespace", lambda **values: values)
+            return prepare("LaFTer", {**settings, "DATASET.VAL_FRACTION": 0.25})
+
+    loader = start()["loaders"]["train"]
+    first_batch = [index for _, index in list(loader.sampler)[:5]]
+    damage(root, *(str(loader.dataset.items[index].path.relative_to(root)) for index in first_batch))
+    parts = start()
+    row = train_one_epoch(parts["training"], parts["objective"], parts["loaders"]["train"], parts["cfg"])
+    assert len(row["unreadable"]) == 5
+    steps = {state["step"].item() for state in parts["training"].optimizer.state.values()}
+    assert steps == {3}  # 18 images in four batches, of which one is gone
+    assert math.isfinite(row["loss"])
+
+
+def test_the_program_counts_them_at_the_end(tmp_path):
+    tiny_run.make_inputs(tmp_path)
+    damage(tmp_path / "data", "train/red/1.png", "test/green/0.png")
+    result = LaFTer.main(tiny_run.arguments(tmp_path, "x", "DATALOADER.ON_ERROR", "skip", "PICTURES", "True"))
+    assert sorted(Path(message.split()[3]).parent.name for message in result["unreadable"]) == ["green", "red"]
+    log = (tiny_run.run_folder(tmp_path, "x") / "log.txt").read_text(encoding="utf-8")
+    assert "2 images could not be read and were left out" in log
