@@ -9,61 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from LaFTer import build_loaders
-from trainers.build import build_student, build_training
 from trainers.engine import choose_labels, evaluate, fit, predict, step_loss, train_one_epoch, update
 from trainers.objective import Objective
 from trainers.training import tuned_state
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.data import UNKNOWN
-from utils.datasets import load_dataset
 from utils.errors import InputError, TrainingError
 from utils.record import Run
-
-CLASSNAMES = ["blue", "green", "red"]
-
-
-@pytest.fixture
-def root(tmp_path):
-    """A folder data set: three classes, 8 training and 4 test images each, of 8 to 32 px."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 4)):
-        for label, name in enumerate(CLASSNAMES):
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 160, (*rng.integers(8, 33, 2), 3), dtype=np.uint8)
-                pixels[..., label] += 60
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def prepare(root, make_clip, make_cfg):
-    """prepare(trainer, {"KEY": value}, Objective) → all that `fit` takes, as a fresh start of the program makes it."""
-
-    def prepare(trainer: str, values=None, objective=Objective) -> SimpleNamespace:
-        cfg = make_cfg({"DATASET.ROOT": str(root), "DATASET.VAL_FRACTION": 0.25, "DATALOADER.NUM_WORKERS": 0,
-                        "DATALOADER.TRAIN_X.BATCH_SIZE": 5, "PROMPT_NUM": 4, "MULTI_LAYER_PROMPT.NUM": 2,
-                        "MULTI_LAYER_PROMPT.WARMUP_EPOCHS": 1, "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS": 2,
-                        "OPTIM.MAX_EPOCH": 4, "OPTIM.LR": 5e-3, **(values or {})}, trainer)
-        clip_model = make_clip(8).set_precision(cfg.MODEL.PRECISION)
-        loaders = build_loaders(cfg, load_dataset(cfg), 32)
-        common = F.normalize(torch.cat([clip_model.encode_image(b["weak"]) for b in loaders["plain"]]).float().mean(0),
-                             dim=0)
-        classifier = torch.randn(3, 32)
-        classifier -= (classifier @ common)[:, None] * common  # so that images fall into several classes
-        model = build_student(cfg, clip_model, classifier, 3, loaders["plain"])
-        training, criterion = build_training(cfg, clip_model, model, classifier, {"trainer": trainer})
-        if training.teacher:
-            training.teacher.prepare(loaders["plain"])
-        return SimpleNamespace(cfg=cfg, model=model, training=training, loaders=loaders,
-                               evaluation={split: loaders[split] for split in ("val", "test")},
-                               objective=objective(criterion, cfg, CLASSNAMES))
-
-    return prepare
 
 
 def fit_in(folder, parts: SimpleNamespace, resume: bool = False) -> tuple[Run, dict]:

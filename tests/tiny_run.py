@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from clip.model import CLIP
-from tests.conftest import randomise
+from tests.conftest import CLASSNAMES, randomise
 
-CLASSNAMES = ["blue", "green", "red"]
 TRAINERS = ["LaFTer", "MultiLayerLaFTer"]
 
 
