@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import Request, build_opener
 
 import torch
 from PIL import Image
@@ -142,7 +142,8 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
     """Bring `part` to its full length; True if bytes of an earlier attempt were kept."""
     start = part.stat().st_size if part.exists() else 0
     try:
-        response = urlopen(Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=timeout)
+        request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+        response = build_opener().open(request, timeout=timeout)  # urlopen would keep the first call's proxies
     except HTTPError as error:
         if start and error.code == 416:
             return True  # nothing is left to fetch; the SHA-256 decides
@@ -151,6 +152,10 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
         resumed = response.status == 206
         if not resumed:
             start = 0  # the server sends the whole file
+        sent = response.headers["Content-Range"] or ""
+        if resumed and sent and not sent.startswith(f"bytes {start}-"):
+            part.unlink()
+            raise ConnectionError(f"asked for bytes from {start:,} on, but the server sent {sent}")
         length = response.headers["Content-Length"]
         total = start + int(length) if length else None
         with open(part, "ab" if resumed else "wb") as file, \

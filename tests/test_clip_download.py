@@ -20,7 +20,8 @@ SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/good, /redirect, /wrong, /cut (half, then hangs up), /plain (no Range), /stall, /error, /missing."""
+    """/good, /redirect, /wrong, /cut (half, then hangs up), /plain (no Range), /shifted (all, but called a part),
+    /stall, /error, /missing."""
 
     def do_GET(self):
         self.server.requests.append((self.path, self.headers["Range"]))
@@ -34,8 +35,13 @@ class Handler(BaseHTTPRequestHandler):
         if start >= len(PAYLOAD):
             return self.send_error(416)
         body = (bytes(len(PAYLOAD)) if self.path == "/wrong" else PAYLOAD)[start:]
+        if self.path == "/shifted":
+            body = PAYLOAD
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
+        if start:
+            first = 0 if self.path == "/shifted" else start
+            self.send_header("Content-Range", f"bytes {first}-{len(PAYLOAD) - 1}/{len(PAYLOAD)}")
         self.end_headers()
         if self.path in ("/cut", "/stall"):
             self.wfile.write(body[:len(body) // 2])
@@ -50,8 +56,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+def serving(handler=Handler):
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.requests, server.released = [], threading.Event()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -121,6 +127,55 @@ def test_download_that_stalls_ends(server, tmp_path):
     assert time.monotonic() - begin < 5
     assert not (tmp_path / "model.pt").exists()
     assert (tmp_path / "model.pt.part").stat().st_size == 225_000
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Answers every request itself, and remembers which address was asked of it."""
+
+    def do_GET(self):
+        self.server.requests.append((self.path, self.headers["Range"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PAYLOAD)))
+        self.end_headers()
+        self.wfile.write(PAYLOAD)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_proxy_in_the_environment_is_used(tmp_path, monkeypatch):
+    with serving(Proxy) as (address, requests):
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, address)
+        clip.download("http://weights.invalid/model.pt", SHA256, tmp_path / "model.pt")
+        assert requests == [("http://weights.invalid/model.pt", None)]
+    assert (tmp_path / "model.pt").read_bytes() == PAYLOAD
+
+
+def test_a_proxy_that_does_not_answer_is_named_in_the_reason(tmp_path, monkeypatch):
+    with serving() as (address, _):
+        pass
+    monkeypatch.setenv("http_proxy", address)
+    with pytest.raises(clip.ClipError, match="could not download http://weights.invalid/.*refused.*fetch this"):
+        clip.download("http://weights.invalid/model.pt", SHA256, tmp_path / "model.pt", timeout=2)
+
+
+def test_what_came_before_a_redirection_is_not_fetched_again(server, tmp_path):
+    server[1].clear()
+    (tmp_path / "model.pt.part").write_bytes(PAYLOAD[:100_000])
+    clip.download(server[0] + "/redirect", SHA256, tmp_path / "model.pt")
+    assert server[1] == [("/redirect", "bytes=100000-"), ("/good", "bytes=100000-")]
+    assert (tmp_path / "model.pt").read_bytes() == PAYLOAD
+
+
+def test_another_range_than_was_asked_for_is_not_appended(server, tmp_path):
+    """A server that answers 206 with the wrong bytes: what came is thrown away and fetched whole."""
+    (tmp_path / "model.pt.part").write_bytes(PAYLOAD[:100_000])
+    with pytest.raises(clip.ClipError, match="asked for bytes from 100,000 on, but the server sent bytes 0-"):
+        clip.download(server[0] + "/shifted", SHA256, tmp_path / "model.pt", attempts=1)
+    assert not (tmp_path / "model.pt").exists()
+    clip.download(server[0] + "/shifted", SHA256, tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").read_bytes() == PAYLOAD
 
 
 def test_no_server_is_one_clear_error(tmp_path):

@@ -29,6 +29,8 @@ LAUNCHERS = {
     "LaFTer_MultiPrompt": {"TRAINER.NAME": "MultiLayerLaFTer"},
     "zero_shot": {"TEXT.MODE": "zero_shot", "TRAIN.SKIP": True},
 }
+# torchrun starts it; the run is LaFTer's, in LaFTer's folder
+SEVERAL = "LaFTer_MultiGPU"
 SHELL = sorted(SCRIPTS.glob("*.sh"))
 BATCH = sorted(SCRIPTS.glob("*.bat"))
 
@@ -49,17 +51,18 @@ def handed_over(path: Path) -> list[str]:
 
 
 def test_every_script_has_its_twin():
-    assert {path.stem for path in SHELL} == {path.stem for path in BATCH} == {*LAUNCHERS, "demo", "test", "setup_env"}
+    assert {path.stem for path in SHELL} == {path.stem for path in BATCH} == {*LAUNCHERS, SEVERAL, "demo", "test",
+                                                                                    "setup_env"}
 
 
-@pytest.mark.parametrize("name", [*LAUNCHERS, "demo"])
+@pytest.mark.parametrize("name", [*LAUNCHERS, SEVERAL, "demo"])
 def test_both_of_a_pair_hand_over_the_same_arguments(name):
     shell, batch = (handed_over(SCRIPTS / (name + suffix)) for suffix in (".sh", ".bat"))
     assert shell == batch
     assert shell[-1] == '"$@"' and "--resume auto" in " ".join(shell)
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", [*LAUNCHERS, SEVERAL])
 def test_both_of_a_pair_choose_the_data_set_alike(name):
     shell, batch = ((SCRIPTS / (name + suffix)).read_text(encoding="ascii").splitlines() for suffix in (".sh", ".bat"))
     assert 'case "${1:-}" in "" | -*) set -- emotion6 "$@" ;; esac' in shell
@@ -170,6 +173,18 @@ def test_every_launcher_and_seed_has_a_folder_of_its_own(configuration):
     folders = {run_folder(configuration(name, "demo", "--seed", seed), "demo")
                for name in LAUNCHERS for seed in ("1", "2")}
     assert len(folders) == 2 * len(LAUNCHERS)
+
+
+def test_several_processes_get_the_arguments_of_one(project, configuration, tmp_path):
+    """With torchrun's own flags from TORCHRUN; the run is the one that LaFTer's launcher makes."""
+    done = start(project / "scripts" / (SEVERAL + NATIVE), "demo", "--epochs", "3", cwd=tmp_path,
+                 TORCHRUN="--standalone --nproc-per-node 2")
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads(line)[0] for line in done.stdout.splitlines() if line.startswith("["))
+    assert first == second == ["--resume", "auto", "--dataset-config-file", "demo", "--epochs", "3"]
+    flags = parse_flags(first)
+    cfg = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
+    assert cfg == configuration("LaFTer", "demo", "--epochs", "3")
 
 
 def test_the_demo_trains_both_and_compares_them(project, tmp_path):

@@ -61,7 +61,7 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Within the context the processes can talk: gloo for what is on the CPU, nccl for what is on GPUs.
+    """Within the context the processes can talk: gloo for what is on the CPU, nccl, if there is one, on GPUs.
 
     `device` is DEVICE of the configuration. Raises InputError where a machine has fewer GPUs than processes.
     """
@@ -74,7 +74,7 @@ def process_group(device: str) -> Iterator[None]:
             raise InputError(f"this machine has {torch.cuda.device_count()} GPUs, but more processes were started on "
                              "it: lower --nproc-per-node, or use --device cpu")
         torch.cuda.set_device(local_rank())
-        backend = "cpu:gloo,cuda:nccl"
+        backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"  # Windows has no nccl
     elif device not in ("auto", "cpu"):
         raise InputError(f"--device {device} is one device for {world_size()} processes: use --device auto or cpu")
     try:
