@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -69,8 +70,8 @@ def close(a: object, b: object, where: str = "") -> None:
 
 @pytest.mark.parametrize("trainer", MODES)
 def test_two_processes_do_what_one_does(tmp_path, trainer):
-    """18 training images in batches of 7, 7 and 4: neither batches nor splits divide evenly."""
-    tiny_run.make_inputs(tmp_path)
+    """Neither batches nor splits divide evenly: 7, 7 and 4 images, or 7, 7 and 1, of which the second has none."""
+    tiny_run.make_inputs(tmp_path, train=6 if trainer == "LaFTer" else 7)
     LaFTer.main(tiny_run.arguments(tmp_path, "one", *MODES[trainer], trainer=trainer))
     command = tiny_run.arguments(tmp_path, "two", *MODES[trainer], trainer=trainer)
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -83,6 +84,12 @@ def test_two_processes_do_what_one_does(tmp_path, trainer):
     for a, b, part in zip(one, two, ("final", "rows", "checkpoint")):
         close(a, b, part)
     assert done.stderr.count("epoch 4/4: loss") == 1  # one of them speaks
+    folder = str(tiny_run.run_folder(tmp_path, "two", trainer))
+    for status, said in ends(start_two("--eval-only", "--model-dir", folder, "--device", "cpu")):
+        assert status == 0, said
+    (again,) = Path(folder).glob("eval_*.json")
+    scored = json.loads(again.read_text(encoding="utf-8"))["splits"]
+    close({split: scored[split]["tuned"] for split in scored}, {split: one[1][-1][split] for split in scored}, "again")
 
 
 def test_shares_of_every_batch_make_the_whole_epoch_once():

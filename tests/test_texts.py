@@ -149,6 +149,19 @@ def test_another_backbone_is_encoded_anew(model, configure):
             model.text_projection[0, 0] -= 1
 
 
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_a_damaged_cache_is_made_anew(model, configure, tmp_path, caplog, place):
+    fresh = text_features(model, NAMES, "lafter", configure())
+    (path,) = (tmp_path / "cache").iterdir()
+    whole = bytearray(path.read_bytes())
+    damaged = whole.copy()
+    damaged[min(int(place * len(whole)), len(whole) - 22)] ^= 4  # the last 22 bytes are the zip's own end
+    path.write_bytes(damaged)
+    again = text_features(model, NAMES, "lafter", configure())
+    assert torch.equal(again.features, fresh.features) and "is damaged" in caplog.text
+    assert path.read_bytes() != damaged
+
+
 def test_the_cache_key_tells_everything_apart():
     base = dict(texts=[["a", "b"], ["c"]], weights_hash="w", precision="fp32", quick_gelu=True)
     variants = [{"weights_hash": "v"}, {"precision": "fp16"}, {"quick_gelu": False}, {"texts": [["a", "B"], ["c"]]},

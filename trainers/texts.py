@@ -120,9 +120,9 @@ def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: C
     texts = class_texts(classnames, mode, cfg)
     labels = torch.tensor([label for label, own in enumerate(texts) for _ in own])
     key = cache_key(texts, clip.weights_hash(clip_model), cfg.MODEL.PRECISION, cfg.MODEL.BACKBONE.QUICK_GELU)
-    path = Path(cfg.TEXT.CACHE_DIR) / f"texts_{key}.npy"
-    if path.is_file():
-        features = torch.from_numpy(np.load(path, allow_pickle=False))
+    path = Path(cfg.TEXT.CACHE_DIR) / f"texts_{key}.npz"
+    features = _read_cache(path)
+    if features is not None:
         log.info("text features: %d texts from the cache", len(features))
     else:
         features = encode_texts(clip_model, [text for own in texts for text in own])
@@ -131,11 +131,23 @@ def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: C
     return TextFeatures(features, labels, clip_model.logit_scale.exp().item())
 
 
+def _read_cache(path: Path) -> Tensor | None:
+    """Cached features, None where there are none or, by the checksums of their zip, damaged ones."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return torch.from_numpy(data["features"])
+    except DAMAGE as error:
+        log.warning("%s is damaged (%s): encoding the texts anew", path, " ".join(str(error).split()))
+        return None
+
+
 def _save_atomically(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{os.getpid()}.part")
     with partial.open("wb") as file:
-        np.save(file, array)
+        np.savez(file, features=array)
     os.replace(partial, path)
 
 

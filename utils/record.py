@@ -77,6 +77,9 @@ class Run:
         except Timeout as error:
             raise InputError(f"{self.folder} is in use by a live process: wait for it to end, or choose another "
                              "--exp-name") from error
+        except (OSError, NotImplementedError) as error:
+            raise InputError(f"{self.folder} cannot be locked ({error}): choose an --output-dir on a disk that can "
+                             "be written to and locks files") from error
 
     def unlock(self) -> None:
         self._lock.release()
