@@ -29,7 +29,7 @@ from trainers.plain import plain_features
 from trainers.text_classifier import train_text_classifier
 from trainers.texts import text_features
 from trainers.training import Training, load_tuned
-from utils.checkpoint import find_checkpoint, find_latest, load_checkpoint
+from utils.checkpoint import drop_later, find_checkpoint, find_latest, load_checkpoint
 from utils.config import image_size, load_config, resolve_path
 from utils.data import Splits, build_loader, load_splits
 from utils.datasets import load_dataset
@@ -235,6 +235,7 @@ def resume(cfg: CfgNode, training: Training, run: Run) -> None:
         return log.info("nothing to resume in %s: starting", run.folder)
     Run(path.parent.parent, resume=True).check_settings(cfg)  # where --resume names another run
     training.load(path)
+    drop_later(run.checkpoints, path, training.epoch)
     run.rewind(training.epoch)
     log.info("resumed after epoch %d, batch %d, from %s", training.epoch, training.progress.step, path)
 

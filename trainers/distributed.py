@@ -161,5 +161,5 @@ def _lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed's own errors are all of this kind
-        raise TrainingError("another process of this run has ended; its message says why. Go on with --resume "
-                            "auto") from error
+        raise TrainingError("another process of this run has ended or answers no more; its message says why. Go on "
+                            "with --resume auto") from error

@@ -85,6 +85,15 @@ def prune(folder: Path, keep: int) -> None:
     (folder / INTERRUPTED).unlink(missing_ok=True)
 
 
+def drop_later(folder: Path, path: Path, epoch: int) -> None:
+    """Delete what was saved after `epoch` epochs, where a run goes back to `path`: it is saved again on the way."""
+    for later in saved_epochs(folder):
+        if later > epoch:
+            epoch_path(folder, later).unlink()
+    if path != folder / INTERRUPTED:
+        (folder / INTERRUPTED).unlink(missing_ok=True)
+
+
 def find_checkpoint(run: Path, epoch: int | None = None) -> Path:
     """A run folder's checkpoint: of `epoch`, or the last; a file is taken as it is."""
     if run.is_file():
