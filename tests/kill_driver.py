@@ -104,12 +104,11 @@ def start(folder: Path, trainer: str, name: str, last: int = SURVIVES,
 
 
 def choose(names: list[str], count: int) -> list[int]:
-    """`count` events spread over the run, and the first and the last one of every name."""
+    """`count` events spread over the run, and the first and the last of every kind, one epoch's file for all."""
     spread = {round(index * (len(names) - 1) / (count - 1)) for index in range(count)}
-    ends = {names.index(name) for name in names} | {len(names) - 1 - names[::-1].index(name) for name in set(names)}
-    saved = {index for index in ends if "renaming" not in names[index] or "0002" in names[index]
-             or not names[index].endswith(".pt")}
-    return sorted(spread | saved)
+    kinds = {name for name in names if "epoch" not in name or "epoch0002" in name}
+    ends = {names.index(name) for name in kinds} | {len(names) - 1 - names[::-1].index(name) for name in kinds}
+    return sorted(spread | ends)
 
 
 def kill(folder: Path, trainer: str, names: list[str], points: list[int], whole: tuple) -> None:

@@ -25,14 +25,14 @@ ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
 @pytest.mark.parametrize("trainer", tiny_run.TRAINERS)
 def test_a_run_killed_anywhere_resumes_to_the_same_last_bit(tmp_path, trainer):
     tiny_run.make_inputs(tmp_path)
-    done = subprocess.run([sys.executable, "-m", "tests.kill_driver", str(tmp_path), trainer, "12"], cwd=PROJECT,
+    done = subprocess.run([sys.executable, "-m", "tests.kill_driver", str(tmp_path), trainer, "8"], cwd=PROJECT,
                           env=ENVIRONMENT, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr[-3000:]
     events = json.loads(done.stdout)
     points = events["killed"]
     assert len(points) >= 20 and events["stopped"] == ["step", "evaluation", "writing", "text classifier"]
     assert {"text phase", "text classifier", "step", "update", "evaluation", "writing", "row", "deletion",
-            "before renaming epoch0002.pt", "after renaming epoch0002.pt", "before renaming best.pt",
+            "before renaming epoch0002.pt", "after renaming epoch0002.pt", "after renaming best.pt",
             "before renaming config.yaml", "before renaming split.json", "before renaming final.json"} <= set(points)
 
 
