@@ -206,6 +206,12 @@ def test_the_norm_is_limited_and_recorded(prepare):
     assert row["grad_norm"] > 0.5  # as it was before
 
 
+def test_a_norm_that_limits_nothing_sensible_is_refused(make_cfg):
+    for norm in (-1.0, math.nan):
+        with pytest.raises(InputError, match="OPTIM.MAX_GRAD_NORM"):
+            make_cfg({"OPTIM.MAX_GRAD_NORM": norm})
+
+
 # --- images that cannot be read ---------------------------------------------------------------------------------------
 
 def damage(*paths: Path) -> None:

@@ -98,6 +98,7 @@ def test_shares_of_every_batch_make_the_whole_epoch_once():
     def keys(rank: int, processes: int, start: int = 0) -> list[tuple[int, int]]:
         sampler = EpochSampler(18, 3, True, batch_size=7, shard=(rank, processes))
         sampler.epoch, sampler.start = 2, start
+        assert len(sampler) == len(list(sampler)) and sampler.batches == 3
         return list(sampler)
 
     whole = keys(0, 1)

@@ -252,7 +252,7 @@ def check_config(cfg: CN) -> None:
     for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
                 "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
                 "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM"):
-        if values[key] < 0:
+        if not values[key] >= 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
     if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:
         raise InputError("TEXT.SKIP and TRAIN.SKIP (--direct_dualtask with --skip_finetune or --zero_shot) leave "

@@ -159,7 +159,9 @@ class EpochSampler(Sampler):
         self.batches = -(-size // batch_size)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        rank, processes = self.shard
+        return sum(len(range(rank, min(self.batch_size, self.size - begin), processes))
+                   for begin in range(self.start * self.batch_size, self.size, self.batch_size))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
