@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,39 @@ def few_shot(items: Sequence[Item], shots: int, seed: int) -> list[Item]:
         members = [i for i, item in enumerate(items) if item.label == label]
         chosen.update(rng.permutation(members)[:shots].tolist())
     return [item for i, item in enumerate(items) if i in chosen]
+
+
+def subsample_classes(splits: Splits, part: str) -> Splits:
+    """CoOp's halves: `base` is the first half of the classes, the larger where they are odd, `new` the rest, with
+    labels from 0 on; `all` changes nothing. An annotated distribution keeps its shares of these classes, renormalised.
+
+    Raises InputError for images without a label, or without a share of these classes.
+    """
+    if part == "all":
+        return splits
+    middle = (len(splits.classnames) + 1) // 2
+    kept = range(middle) if part == "base" else range(middle, len(splits.classnames))
+    if not kept:
+        raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part}: {splits.name} has only {len(splits.classnames)} class(es)")
+
+    def keep(items: Sequence[Item]) -> list[Item]:
+        if any(item.label == UNKNOWN for item in items):
+            raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part} needs labels, and images of {splits.name} have none")
+        return [replace(item, label=item.label - kept.start, distribution=_restrict(item, kept))
+                for item in items if item.label in kept]
+
+    return Splits(splits.name, splits.root, [splits.classnames[label] for label in kept], keep(splits.train),
+                  keep(splits.val), keep(splits.test))
+
+
+def _restrict(item: Item, kept: range) -> tuple[float, ...] | None:
+    if item.distribution is None:
+        return None
+    shares = [item.distribution[label] for label in kept]
+    if not sum(shares):
+        raise InputError(f"DATASET.SUBSAMPLE_CLASSES: the distribution of {item.path} has no share of its half of the "
+                         "classes; take DATASET.LABEL_SOURCE votes")
+    return tuple(share / sum(shares) for share in shares)
 
 
 def read_image(path: Path) -> Image.Image:
