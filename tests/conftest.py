@@ -8,6 +8,8 @@ import torch
 from clip.model import CLIP
 from clip.transformer import LayerNorm
 from utils.config import load_config
+from utils.data import Splits
+from utils.datasets import load_dataset
 
 VOCABULARY_SIZE = 49_408
 
@@ -67,3 +69,14 @@ def make_cfg():
 def images() -> torch.Tensor:
     """Eight normalised images [8, 3, 32, 32]."""
     return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def read_dataset(tmp_path):
+    """read_dataset(name, KEY, value, …) → the splits of a data set that the test wrote into its own folder."""
+
+    def load(name: str, *options: str) -> Splits:
+        return load_dataset(load_config(name, options=["DATASET.ROOT", str(tmp_path), "DATASET.DOWNLOAD", "False",
+                                                       "DATASET.VAL_FRACTION", "0", *options]))
+
+    return load

@@ -85,7 +85,7 @@ def read_mat(path: Path) -> dict:
                          ) from error
     try:
         return loadmat(str(path), squeeze_me=True)
-    except (MatReadError, ValueError, TypeError, OSError, EOFError) as error:
+    except (MatReadError, ValueError, TypeError, IndexError, OSError, EOFError) as error:
         raise InputError(f"{path} is no MATLAB file ({error}); restore it") from error
 
 
