@@ -39,6 +39,7 @@ class Training:
     identity: dict[str, object]
     epoch: int = 0  # epochs done
     rows: dict[str, dict] = field(default_factory=dict)  # of the record: `untrained`, `last`, `best` on validation
+    references: dict[str, Tensor] = field(default_factory=dict)  # per split, classes [n] as the text classifier says
 
     def state_dict(self) -> dict[str, object]:
         return {**self.identity, "epoch": self.epoch, "rows": self.rows, "model": tuned_state(self.model),
@@ -89,9 +90,12 @@ def predict(model: Tunable, loader: DataLoader, what: str = "evaluation") -> dic
     return {name: torch.cat(column) for name, column in columns.items()}
 
 
-def evaluate(model: Tunable, loaders: dict[str, DataLoader]) -> dict[str, dict[str, object]]:
-    """The metrics of each split; the same forward as in training."""
-    return {split: score(**predict(model, loader, split)) for split, loader in loaders.items()}
+def evaluate(model: Tunable, loaders: dict[str, DataLoader],
+             references: dict[str, Tensor] | None = None) -> dict[str, dict[str, object]]:
+    """The metrics of each split; the same forward as in training. Where nothing is labelled, `references` holds
+    what agreement is measured with: for each split, the classes [n] that the text classifier predicts."""
+    return {split: score(**predict(model, loader, split), reference=(references or {}).get(split))
+            for split, loader in loaders.items()}
 
 
 def train_one_epoch(training: Training, objective: Objective, loader: DataLoader, cfg: CfgNode) -> dict[str, object]:
@@ -164,7 +168,7 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
     without labelled validation images, the last. The test split is scored and never selects."""
     if not training.epoch:
         training.model.start_epoch(0)
-        training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders)}
+        training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders, training.references)}
         run.append(training.rows["untrained"])
     while training.epoch < cfg.OPTIM.MAX_EPOCH:
         row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
@@ -191,7 +195,7 @@ def run_epoch(training: Training, objective: Objective, train_loader: DataLoader
     row["train_seconds"] = time.perf_counter() - start
     training.scheduler.step()
     training.epoch += 1
-    return row | evaluate(training.model, eval_loaders)
+    return row | evaluate(training.model, eval_loaders, training.references)
 
 
 def _validation(row: dict) -> float:
@@ -208,9 +212,11 @@ def monitors(model: Tunable) -> dict[str, list[float]]:
 
 
 def summarise(row: dict) -> str:
-    """A row in one line: losses as they are, accuracies in per cent."""
+    """A row in one line: losses as they are, accuracies (without labels, agreements and confidences) in per cent."""
     parts = [f"{name} {row[name]:.4f}" for name in ("loss", "consistency") if name in row]
     if "pseudo_label_accuracy" in row:
         parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %")
     parts += [f"{split} {100 * row[split]['top1']:.1f} %" for split in ("val", "test") if "top1" in row.get(split, {})]
+    parts += [f"{split} {name} {100 * row[split][name]:.1f} %" for split in ("val", "test")
+              for name in ("agreement", "confidence") if name in row.get(split, {})]
     return ", ".join([*parts, f"{row['train_seconds']:.1f} s"])

@@ -45,6 +45,9 @@ def load_dataset(cfg: CfgNode) -> Splits:
         raise InputError(f"{splits.name} has no training images under {splits.root}")
     log.info("%s: %d classes, %d train, %d val, %d test images", splits.name, len(splits.classnames),
              len(splits.train), len(splits.val), len(splits.test))
+    if all(item.label == UNKNOWN for item in [*splits.train, *splits.val, *splits.test]):
+        log.info("%s has no labels: the run tells agreement with the text classifier and confidence, no accuracy",
+                 splits.name)
     return splits
 
 
