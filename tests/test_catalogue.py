@@ -12,11 +12,12 @@ from utils.datasets import READERS
 
 
 def test_every_known_data_set_is_listed_and_has_its_yaml():
-    names = [entry.name for entry in list_datasets(PROJECT / "nowhere")]
-    assert names == sorted(READERS)
-    for name in names:
+    known = sorted(READERS)
+    assert [entry.name for entry in list_datasets(PROJECT / "nowhere")] == known
+    for name in known:
         assert load_config(name).DATASET.NAME == name
-    assert all(entry.folder is None and entry.images == 0 and entry.where for entry in list_datasets(PROJECT / "nowhere"))
+    for entry in list_datasets(PROJECT / "nowhere"):
+        assert entry.folder is None and entry.images == 0 and entry.where
 
 
 @pytest.mark.parametrize("name, files, folder", [
