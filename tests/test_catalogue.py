@@ -15,7 +15,7 @@ def test_every_known_data_set_is_listed_and_has_its_yaml():
     known = sorted(READERS)
     assert [entry.name for entry in list_datasets(PROJECT / "nowhere")] == known
     for name in known:
-        assert load_config(name).DATASET.NAME == name
+        assert name == load_config(name).DATASET.NAME
     for entry in list_datasets(PROJECT / "nowhere"):
         assert entry.folder is None and entry.images == 0 and entry.where
 
