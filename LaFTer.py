@@ -26,12 +26,14 @@ from trainers.build import build_student, build_training, count_parameters
 from trainers.engine import evaluate, fit, predict
 from trainers.objective import Objective
 from trainers.plain import plain_features
+from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
 from trainers.text_classifier import train_text_classifier
 from trainers.texts import text_features
-from trainers.training import Training, load_tuned
-from utils.checkpoint import drop_later, find_checkpoint, find_latest, load_checkpoint
-from utils.config import image_size, load_config, resolve_path
-from utils.data import Splits, build_loader, load_splits
+from trainers.training import Training
+from utils.catalogue import format_datasets, list_datasets
+from utils.checkpoint import drop_later, find_checkpoint, find_latest
+from utils.config import default_config, image_size, load_config, resolve_path
+from utils.data import Splits, build_loader, load_splits, order_classes
 from utils.datasets import load_dataset
 from utils.errors import InputError
 from utils.flags import Flags, parse_flags
@@ -50,9 +52,15 @@ log = logging.getLogger("LaFTer")
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run what the command line asks for; returns the content of final.json, or of an evaluation's file."""
+    """Run what the command line asks for; returns the content of final.json, or an evaluation's or prediction's."""
     flags = parse_flags(argv)
+    if flags.list_datasets:
+        root = Path(flags.values.get("DATASET.ROOT", default_config().DATASET.ROOT))
+        sys.stdout.write(format_datasets(list_datasets(root)) + "\n")
+        return {}
     cfg = configure(flags)
+    if flags.predict:
+        return predict_run(cfg, flags)
     with Interrupts() as interrupts, distributed.process_group(cfg.DEVICE):
         with collect_logs() as messages:  # the run's folder, where they belong, is named after the data set
             splits = distributed.agree(lambda: load_dataset(cfg), in_turn=True)
@@ -93,11 +101,13 @@ def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) ->
 
 
 def configure(flags: Flags) -> CfgNode:
-    """The configuration; for --eval-only, the evaluated run's own is what the flags change."""
+    """The configuration; for --eval-only and --predict, the run's own is what the flags change."""
     trainer_file = flags.config_file
-    if flags.eval_only and not trainer_file:
+    if flags.model_dir and not trainer_file:
         trainer_file = str(Path(flags.model_dir) / "config.yaml")
-    if flags.eval_only and flags.dataset_config_file:  # the run's YAML names its own data set: the flag's comes after
+        if not Path(trainer_file).is_file():
+            raise FileNotFoundError(f"--model-dir {flags.model_dir} is no run's folder: it has no config.yaml")
+    if flags.model_dir and flags.dataset_config_file:  # the run's YAML names its own data set: the flag's comes after
         return load_config(trainer_file, flags.dataset_config_file, flags.values, flags.options)
     return load_config(flags.dataset_config_file, trainer_file, flags.values, flags.options)
 
@@ -111,9 +121,9 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
     result = {"dataset": splits.name, "trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME,
               "seed": cfg.SEED, "supervision": cfg.TRAIN.SUPERVISION, "classnames": splits.classnames,
               "environment": environment(clip_model), "splits": {split: {} for split in evaluation}}
-    classifier = None
+    classifier, references = None, {}
     if not cfg.TEXT.SKIP:
-        classifier = text_phase(cfg, splits, clip_model, evaluation, result)
+        classifier, references = text_phase(cfg, splits, clip_model, evaluation, result)
     if cfg.TRAIN.SKIP:
         return result
 
@@ -123,7 +133,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
     identity = {"trainer": cfg.TRAINER.NAME, "clip_hash": clip.weights_hash(clip_model),
                 "classnames": splits.classnames, "dataset": dataset_identity(splits)}
     training, criterion = build_training(cfg, clip_model, model, classifier, identity)
-    training.interrupts = interrupts
+    training.interrupts, training.references = interrupts, references
     if cfg.RESUME:
         distributed.agree(lambda: resume(cfg, training, run))
     training.share()
@@ -198,13 +208,14 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int) -> dict[str, DataLoad
 
 
 def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, DataLoader],
-               result: dict) -> Tensor:
-    """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim]."""
+               result: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim] and
+    the class [n] that it predicts for each image of a split."""
     num_classes = len(splits.classnames)
     device = clip_model.visual.proj.device
     zero_shot = text_features(clip_model, splits.classnames, "zero_shot", cfg)
     classifiers = {"zero_shot": zero_shot.logit_scale * zero_shot.class_means(num_classes)}
-    classifier = zero_shot.class_means(num_classes)
+    classifier, references = zero_shot.class_means(num_classes), {}
     if cfg.TEXT.MODE != "zero_shot":
         texts = text_features(clip_model, splits.classnames, cfg.TEXT.MODE, cfg)
         classifier = classifiers["text_classifier"] = train_text_classifier(texts, num_classes, cfg, device)
@@ -213,13 +224,15 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
         if outputs["unreadable"]:
             log.warning("%s: %d images could not be read and are left out: %s", split, len(outputs["unreadable"]),
                         "; ".join(outputs["unreadable"]))
+        references[split] = (outputs["features"] @ classifier.cpu().t()).argmax(1)
         for name, weight in classifiers.items():
             probabilities = (outputs["features"] @ weight.cpu().t()).softmax(-1)
-            metrics = score(probabilities, outputs["labels"], outputs.get("distributions"))
+            reference = None if weight is classifier else references[split]
+            metrics = score(probabilities, outputs["labels"], outputs.get("distributions"), reference)
             result["splits"][split][name] = metrics
             if "top1" in metrics:
                 log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
-    return classifier.to(device)
+    return classifier.to(device), references
 
 
 def resume(cfg: CfgNode, training: Training, run: Run) -> None:
@@ -243,18 +256,15 @@ def resume(cfg: CfgNode, training: Training, run: Run) -> None:
 def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
     """Score a run's model on the data set's validation and test splits; writes eval_<dataset>_epoch<N>.json into it."""
     folder = Path(flags.model_dir)
-    expected = {"trainer": cfg.TRAINER.NAME, "classnames": splits.classnames}
+    expected = {}
     if (recorded := recorded_splits(folder, splits)) is not None:
         splits, expected["dataset"] = recorded, dataset_identity(recorded)
     with start_logging(folder, speaks=distributed.is_main()):
-        state = load_checkpoint(find_checkpoint(folder, flags.load_epoch), expected)
+        state = read_run(folder, flags.load_epoch, cfg, splits.classnames, expected)
+        splits = order_classes(splits, state["classnames"])
         clip_model = load_clip(cfg)
-        if state["clip_hash"] != clip.weights_hash(clip_model):
-            raise InputError(f"{folder} was trained on another backbone than {cfg.MODEL.BACKBONE.NAME}")
+        model = restore(cfg, clip_model, state)
         loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
-        model = build_student(cfg, clip_model, None, len(splits.classnames), loaders["plain"])
-        load_tuned(model, state["model"])
-        model.start_epoch(state["epoch"] - 1)
         evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
         result = {"dataset": splits.name, "epoch": state["epoch"], "splits": {
             split: {"tuned": metrics} for split, metrics in evaluate(model, evaluation).items()}}
@@ -271,6 +281,20 @@ def recorded_splits(folder: Path, splits: Splits) -> Splits | None:
     if not isinstance(data, dict) or data.get("name") != splits.name:
         return None
     return load_splits(path, splits.root)
+def predict_run(cfg: CfgNode, flags: Flags) -> dict:
+    """A run's predictions of one's own images: predictions.csv and .jsonl, in its folder if not in --predict-out."""
+    folder = Path(flags.model_dir)
+    out = Path(flags.predict_out) if flags.predict_out else folder
+    files = find_files(Path(flags.predict))
+    state = read_run(folder, flags.load_epoch, cfg)
+    with start_logging(folder):
+        model = restore(cfg, load_clip(cfg), state)
+        rows = list(predict_files(model, files, state["classnames"], cfg))
+        failed = sum("error" in row for row in rows)
+        table, lines = write_predictions(rows, state["classnames"], out)
+        log.info("%d images predicted with epoch %d, %d could not be read; %s, %s", len(rows) - failed, state["epoch"],
+                 failed, table, lines)
+    return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(table), str(lines)]}
 
 
 def environment(clip_model: CLIP) -> dict[str, object]:

@@ -16,6 +16,7 @@ from LaFTer import build_loaders
 from trainers.build import build_student, build_training
 from trainers.objective import Objective
 from utils.config import load_config
+from utils.data import Splits
 from utils.datasets import load_dataset
 
 VOCABULARY_SIZE = 49_408
@@ -118,3 +119,11 @@ def prepare(root, make_clip, make_cfg):
                                objective=objective(criterion, cfg, CLASSNAMES))
 
     return prepare
+def read_dataset(tmp_path):
+    """read_dataset(name, KEY, value, …) → the splits of a data set that the test wrote into its own folder."""
+
+    def load(name: str, *options: str) -> Splits:
+        return load_dataset(load_config(name, options=["DATASET.ROOT", str(tmp_path), "DATASET.DOWNLOAD", "False",
+                                                       "DATASET.VAL_FRACTION", "0", *options]))
+
+    return load

@@ -16,7 +16,7 @@ NAMES = """--root --output-dir --resume --seed --print_freq --source-domains --t
 --scheduler --scheduler-epochs --scheduler-gamma --weight-decay --acc-batches --arch --gpt_prompts --text_prompts
 --zero_shot --device --txt_cls --batch_size --workers --lr --epochs --txt_epochs --logfolder --skip_finetune
 --dual_task --lambda_weight --direct_dualtask --multi_layer_prompt --enable_augmentation --use_two_crops
---keep --max-grad-norm"""
+ --keep --max-grad-norm --predict --predict-out --list"""
 ALL = NAMES.split()
 
 # flag: (what follows it on the command line, the keys that it sets)
@@ -59,7 +59,8 @@ SETS = {
     "--use_two_crops": ([], {"TRAIN.AUGMENT": True, "TRAIN.TWO_CROPS": True}),
 }
 REFUSED = ("--source-domains", "--target-domains", "--head")
-OTHERS = ("--config-file", "--dataset-config-file", "--eval-only", "--model-dir", "--load-epoch")  # tests of their own
+OTHERS = ("--config-file", "--dataset-config-file", "--eval-only", "--model-dir", "--load-epoch", "--predict",
+          "--predict-out", "--list")  # tests of their own
 
 
 def refusal(*argv: str) -> str:
@@ -106,7 +107,7 @@ def flatten(node, prefix: str = "") -> dict[str, object]:
 
 def test_no_flag_sets_nothing():
     flags = parse_flags([])
-    assert flags == ({}, [], "", "", False, "", None)
+    assert flags == ({}, [], "", "", False, "", None, "", "", False)
 
 
 def test_a_flag_that_is_not_given_leaves_the_yaml_alone(tmp_path):
@@ -142,6 +143,9 @@ def test_what_is_not_served_is_refused_with_the_reason(flag, values):
     (["--eval-only"], ("--model-dir",)),
     (["--model-dir", "runs/x"], ("--eval-only",)),
     (["--load-epoch", "3"], ("--eval-only",)),
+    (["--predict", "photos"], ("--model-dir",)),
+    (["--predict", "photos", "--eval-only", "--model-dir", "runs/x"], ("--eval-only", "--predict")),
+    (["--predict-out", "there"], ("--predict",)),
     (["--colour", "red"], ("--colour",)),
     (["--epoch", "3"], ("--epoch",)),  # no guessing from a beginning
     (["--trainer", "CoOp"], ("CoOp", "LaFTer", "MultiLayerLaFTer")),

@@ -178,11 +178,11 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(run, trainer, monkeypatc
     whole, _ = run("--trainer", trainer, "--exp-name", "whole", "--epochs", "4")
     scored = []
 
-    def stop_after_two_epochs(model, loaders, original=LaFTer.fit.__globals__["evaluate"]):
+    def stop_after_two_epochs(model, loaders, references, original=LaFTer.fit.__globals__["evaluate"]):
         scored.append(1)
         if len(scored) > 3:
             raise KeyboardInterrupt
-        return original(model, loaders)
+        return original(model, loaders, references)
 
     monkeypatch.setitem(LaFTer.fit.__globals__, "evaluate", stop_after_two_epochs)
     with pytest.raises(KeyboardInterrupt):

@@ -24,10 +24,11 @@ TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 
 
 def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num_classes: int,
-                  plain_loader: DataLoader) -> Tunable:
+                  plain_loader: DataLoader | None) -> Tunable:
     """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says.
 
-    `plain_loader` gives the training images' weak views; `tokens` looks at PROMPT_INIT_IMAGES of them.
+    `plain_loader` gives the training images' weak views; only `tokens` needs it, and looks at PROMPT_INIT_IMAGES of
+    them.
     """
     torch.manual_seed(cfg.SEED)
     multi_layer = cfg.TRAINER.NAME == "MultiLayerLaFTer"

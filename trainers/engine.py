@@ -42,13 +42,16 @@ def predict(model: Tunable, loader: DataLoader, what: str = "evaluation") -> dic
     return collect(loader, probabilities, what)
 
 
-def evaluate(model: Tunable, loaders: dict[str, DataLoader]) -> dict[str, dict[str, object]]:
+def evaluate(model: Tunable, loaders: dict[str, DataLoader],
+             references: dict[str, Tensor] | None = None) -> dict[str, dict[str, object]]:
     """The metrics of each split; the same forward as in training. `unreadable` lists what was said of images
-    that were left out, if there are any."""
+    that were left out, if there are any. Where nothing is labelled, `references` holds what agreement is measured
+    with: for each split, the classes [n] that the text classifier predicts."""
     metrics = {}
     for split, loader in loaders.items():
         outputs = predict(model, loader, split)
-        metrics[split] = score(outputs["probabilities"], outputs["labels"], outputs.get("distributions"))
+        metrics[split] = score(outputs["probabilities"], outputs["labels"], outputs.get("distributions"),
+                               (references or {}).get(split))
         if outputs["unreadable"]:
             metrics[split]["unreadable"] = outputs["unreadable"]
     return metrics
@@ -201,7 +204,7 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
     try:
         if not training.rows:
             training.model.start_epoch(0)
-            training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders)}
+            training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders, training.references)}
             run.append(training.rows["untrained"])
         while training.epoch < cfg.OPTIM.MAX_EPOCH:
             row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
@@ -224,7 +227,8 @@ def run_epoch(training: Training, objective: Objective, train_loader: DataLoader
     rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     row = {"epoch": training.epoch + 1, "lr": rates,
            **train_one_epoch(training, objective, train_loader, cfg), **monitors(training.model)}
-    return row | {"train_seconds": training.progress.seconds} | evaluate(training.model, eval_loaders)
+    row["train_seconds"] = training.progress.seconds
+    return row | evaluate(training.model, eval_loaders, training.references)
 
 
 def end_epoch(training: Training, row: dict[str, object], cfg: CfgNode, run: Run) -> None:
@@ -260,9 +264,11 @@ def monitors(model: Tunable) -> dict[str, list[float]]:
 
 
 def summarise(row: dict) -> str:
-    """A row in one line: losses as they are, accuracies in per cent."""
+    """A row in one line: losses as they are, accuracies (without labels, agreements and confidences) in per cent."""
     parts = [f"{name} {row[name]:.4f}" for name in ("loss", "consistency") if name in row]
     if "pseudo_label_accuracy" in row:
         parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %")
     parts += [f"{split} {100 * row[split]['top1']:.1f} %" for split in ("val", "test") if "top1" in row.get(split, {})]
+    parts += [f"{split} {name} {100 * row[split][name]:.1f} %" for split in ("val", "test")
+              for name in ("agreement", "confidence") if name in row.get(split, {})]
     return ", ".join([*parts, f"{row['train_seconds']:.1f} s"])

@@ -28,6 +28,7 @@ CHOICES = {
     "MULTI_LAYER_PROMPT.NGA": ("gaussian", "uniform", "last"),
     "DATASET.LABEL_SOURCE": ("votes", "keyword"),
     "DATASET.NEUTRAL": ("drop", "keep"),
+    "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
     "DATASET.DISTRIBUTION_STRATEGY": ("strategy1", "annotated", "json"),
     "OPTIM.NAME": ("adamw", "adam", "sgd"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
@@ -52,6 +53,7 @@ def default_config() -> CN:
         PRECISION="fp32", DOWNLOAD_ROOT=""))
     cfg.DATASET = CN(dict(
         NAME="", ROOT="data", DOWNLOAD=True, SPLIT_FILE="", TEST_FRACTION=0.3, VAL_FRACTION=0.1, NUM_SHOTS=-1,
+        SUBSAMPLE_CLASSES="all",  # base: the first half of the classes; new: the second
         CLASSNAMES=[],  # a list of names, or one text file with a name per line
         LABEL_SOURCE="votes", NEUTRAL="drop",
         DISTRIBUTION_STRATEGY="annotated", SIGMA_CONF=1.0, EPSILON=0.1, CIRCLE=[],

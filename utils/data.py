@@ -7,7 +7,7 @@ import signal
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,45 @@ def few_shot(items: Sequence[Item], shots: int, seed: int) -> list[Item]:
         members = [i for i, item in enumerate(items) if item.label == label]
         chosen.update(rng.permutation(members)[:shots].tolist())
     return [item for i, item in enumerate(items) if i in chosen]
+
+
+def subsample_classes(splits: Splits, part: str) -> Splits:
+    """CoOp's halves: `base` is the first half of the classes, the larger where they are odd, `new` the rest, with
+    labels from 0 on; `all` changes nothing. Raises InputError for images without a label.
+    """
+    if part == "all":
+        return splits
+    middle = (len(splits.classnames) + 1) // 2
+    kept = splits.classnames[:middle] if part == "base" else splits.classnames[middle:]
+    if not kept:
+        raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part}: {splits.name} has only {len(splits.classnames)} class(es)")
+    if any(item.label == UNKNOWN for items in (splits.train, splits.val, splits.test) for item in items):
+        raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part} needs labels, and images of {splits.name} have none")
+    return order_classes(splits, kept)
+
+
+def order_classes(splits: Splits, classnames: Sequence[str]) -> Splits:
+    """The images of `classnames`, all of which `splits` knows, and those without a label, labelled in that order. A
+    distribution keeps its shares of these classes, renormalised. Raises InputError where it has none."""
+    labels = {splits.classnames.index(name): label for label, name in enumerate(classnames)}
+    if list(labels) == list(range(len(splits.classnames))):
+        return splits
+
+    def order(items: Sequence[Item]) -> list[Item]:
+        return [replace(item, label=labels.get(item.label, UNKNOWN), distribution=_shares_of(item, list(labels)))
+                for item in items if item.label in labels or item.label == UNKNOWN]
+
+    return Splits(splits.name, splits.root, list(classnames), *map(order, (splits.train, splits.val, splits.test)))
+
+
+def _shares_of(item: Item, labels: Sequence[int]) -> tuple[float, ...] | None:
+    if item.distribution is None:
+        return None
+    shares = [item.distribution[label] for label in labels]
+    if not sum(shares):
+        raise InputError(f"the distribution of {item.path} has no share of its part of the classes; take "
+                         "DATASET.LABEL_SOURCE votes")
+    return tuple(share / sum(shares) for share in shares)
 
 
 def read_image(path: Path) -> Image.Image:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from yacs.config import CfgNode
 
-from .data import UNKNOWN, Item, Splits, check_images, few_shot, load_splits
+from .classification_datasets import DEFINITIONS, read_classification
+from .data import UNKNOWN, Item, Splits, check_images, few_shot, load_splits, subsample_classes
 from .demo_faces import draw_dataset
 from .emotion_datasets import (
     read_abstract,
@@ -19,7 +22,7 @@ from .emotion_datasets import (
     read_twitter_ldl,
 )
 from .errors import InputError
-from .readers import carve_splits, existing, list_images
+from .readers import carve_splits, configured_classnames, existing, list_images
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +37,25 @@ def load_dataset(cfg: CfgNode) -> Splits:
     splits = READERS[cfg.DATASET.NAME](cfg)
     if cfg.DATASET.SPLIT_FILE:
         splits = load_splits(existing("split file", Path(cfg.DATASET.SPLIT_FILE)), splits.root)
-    train = splits.train
+    check_classnames(splits.classnames)
     if cfg.DATASET.NUM_SHOTS > 0:
-        train = few_shot(train, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-    if not train:
+        splits = replace(splits, train=few_shot(splits.train, cfg.DATASET.NUM_SHOTS, cfg.SEED))
+    splits = subsample_classes(splits, cfg.DATASET.SUBSAMPLE_CLASSES)
+    if not splits.train:
         raise InputError(f"{splits.name} has no training images under {splits.root}")
-    log.info("%s: %d classes, %d train, %d val, %d test images", splits.name, len(splits.classnames), len(train),
-             len(splits.val), len(splits.test))
-    return Splits(splits.name, splits.root, splits.classnames, train, splits.val, splits.test)
+    log.info("%s: %d classes, %d train, %d val, %d test images", splits.name, len(splits.classnames),
+             len(splits.train), len(splits.val), len(splits.test))
+    if all(item.label == UNKNOWN for item in [*splits.train, *splits.val, *splits.test]):
+        log.info("%s has no labels: the run tells agreement with the text classifier and confidence, no accuracy",
+                 splits.name)
+    return splits
+
+
+def check_classnames(classnames: list[str]) -> None:
+    """InputError that names a class which is there twice: texts and predictions go by the name."""
+    twice = [name for name, count in Counter(classnames).items() if count > 1]
+    if twice:
+        raise InputError(f"duplicated class name {twice[0]!r}; every class needs a name of its own")
 
 
 def read_demo(cfg: CfgNode) -> Splits:
@@ -72,23 +86,12 @@ def read_folder(cfg: CfgNode) -> Splits:
     classes = configured_classnames(cfg) or sorted(p.name for p in train_root.iterdir() if p.is_dir())
     if not classes:
         raise InputError(f"{train_root} has no class folders: name the classes in DATASET.CLASSNAMES")
-    if len(set(classes)) != len(classes):
-        raise InputError(f"duplicated class name {next(c for c in classes if classes.count(c) > 1)!r}")
     train = _folder_items(train_root, classes)
     test = _folder_items(root / "test", classes) if (root / "test").is_dir() else None
     labelled = any(item.label != UNKNOWN for item in train)
     if test is None and not labelled:
         return Splits(root.resolve().name, root, classes, train, [], train)
     return carve_splits(cfg, root.resolve().name, root, classes, train, test)
-
-
-def configured_classnames(cfg: CfgNode) -> list[str]:
-    """DATASET.CLASSNAMES; where it is one text file, the lines of that file."""
-    names = [str(name) for name in cfg.DATASET.CLASSNAMES]
-    if len(names) == 1 and names[0].endswith(".txt"):
-        lines = existing("file of class names", Path(names[0])).read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
-    return names
 
 
 def _folder_items(folder: Path, classes: list[str]) -> list[Item]:
@@ -114,4 +117,5 @@ READERS = {
     "flickr_ldl": read_flickr_ldl,
     "folder": read_folder,
     "twitter_ldl": read_twitter_ldl,
+    **dict.fromkeys(DEFINITIONS, read_classification),
 }

@@ -22,6 +22,14 @@ EMOTION6_VOTES = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neu
 # Class order of every data set in Mikels' emotions: the wheel's, so that bars of a distribution show neighbours side
 # by side and a model of one data set serves another. Annotations are matched by name, whatever their own order.
 MIKELS = ("fear", "excitement", "awe", "contentment", "amusement", "anger", "disgust", "sadness")
+FOLDERS = {  # under ROOT, by the usual names
+    "abstract": ("Abstract", "abstract", "testImages_abstract"),
+    "artphoto": ("ArtPhoto", "artphoto", "testImages_artphoto"),
+    "emoset": ("EmoSet", "EmoSet-118K"),
+    "emotion6": ("Emotion6",),
+    "flickr_ldl": ("Flickr_LDL",),
+    "twitter_ldl": ("Twitter_LDL",),
+}
 SHORT_FORMS = {"sad": "sadness", "content": "contentment"}  # in the public files of Abstract and ArtPhoto
 
 
@@ -33,7 +41,7 @@ def read_emotion6(cfg: CfgNode) -> Splits:
     keyword instead, which is the folder, or `true_emotion` in the JSON. NEUTRAL: drop that share, or keep it as
     a class.
     """
-    root = data_folder(cfg, "Emotion6")
+    root = data_folder(cfg, *FOLDERS["emotion6"])
     classes = list(EMOTION6_VOTES if cfg.DATASET.NEUTRAL == "keep" else EMOTION6_VOTES[:-1])
     table = existing("annotation", root / "ground_truth.txt", root / "Emotion6.json")
     rows = _emotion6_table(table) if table.suffix == ".txt" else _emotion6_json(table, classes)
@@ -97,7 +105,7 @@ def read_emoset(cfg: CfgNode) -> Splits:
     differ between releases. train.json, val.json and test.json list [emotion, image path, annotation path] rows,
     with or without a fourth field, which is not read. One label per image and no votes: no distributions.
     """
-    root = _mikels_folder(cfg, "EmoSet", "EmoSet-118K")
+    root = _mikels_folder(cfg, "emoset")
     classes = _emoset_classes(existing("annotation", root / "info.json"))
     train, val, test = (_emoset_items(root, existing("annotation", root / f"{split}.json"), classes)
                         for split in ("train", "val", "test"))
@@ -132,7 +140,7 @@ def _emoset_items(root: Path, path: Path, classes: list[str]) -> list[Item]:
 def read_artphoto(cfg: CfgNode) -> Splits:
     """ArtPhoto (Machajdik and Hanbury, MM 2010): ROOT/ArtPhoto/<emotion>_*.jpg. The names give the labels; there
     are no votes."""
-    root = _mikels_folder(cfg, "ArtPhoto", "artphoto", "testImages_artphoto")
+    root = _mikels_folder(cfg, "artphoto")
     items = []
     for path in list_images(root):
         emotion = _emotion(path.name.split("_")[0], MIKELS, str(path))
@@ -142,19 +150,19 @@ def read_artphoto(cfg: CfgNode) -> Splits:
 
 def read_abstract(cfg: CfgNode) -> Splits:
     """Abstract (Machajdik and Hanbury, MM 2010) from ROOT/Abstract: ABSTRACT_groundTruth.csv beside the paintings."""
-    root = _mikels_folder(cfg, "Abstract", "abstract", "testImages_abstract")
+    root = _mikels_folder(cfg, "abstract")
     return _read_voted(cfg, "abstract", root, root / "ABSTRACT_groundTruth.csv", root)
 
 
 def read_flickr_ldl(cfg: CfgNode) -> Splits:
     """Flickr_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Flickr_LDL: ground_truth.txt and images/."""
-    root = _mikels_folder(cfg, "Flickr_LDL")
+    root = _mikels_folder(cfg, "flickr_ldl")
     return _read_voted(cfg, "flickr_ldl", root, root / "ground_truth.txt", root / "images")
 
 
 def read_twitter_ldl(cfg: CfgNode) -> Splits:
     """Twitter_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Twitter_LDL: ground_truth.txt and images/."""
-    root = _mikels_folder(cfg, "Twitter_LDL")
+    root = _mikels_folder(cfg, "twitter_ldl")
     return _read_voted(cfg, "twitter_ldl", root, root / "ground_truth.txt", root / "images")
 
 
@@ -194,12 +202,13 @@ def _vote_rows(path: Path) -> Iterator[tuple[str, str, list[float]]]:
         yield where, fields[0], [votes[emotion] for emotion in MIKELS]
 
 
-def _mikels_folder(cfg: CfgNode, *names: str) -> Path:
+def _mikels_folder(cfg: CfgNode, name: str) -> Path:
     """The data set's folder; InputError for settings that only Emotion6 knows."""
     for key, value in (("LABEL_SOURCE", "keyword"), ("NEUTRAL", "keep")):
         if cfg.DATASET[key] == value:
-            raise InputError(f"DATASET.{key} {value} is for emotion6: {names[0]} has neither keywords nor neutral")
-    return data_folder(cfg, *names)
+            raise InputError(f"DATASET.{key} {value} is for emotion6: {FOLDERS[name][0]} has neither keywords "
+                             "nor neutral")
+    return data_folder(cfg, *FOLDERS[name])
 
 
 def _emotion(name: object, classes: Collection[str], where: str) -> str:

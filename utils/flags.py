@@ -70,6 +70,9 @@ class Flags(NamedTuple):
     eval_only: bool
     model_dir: str
     load_epoch: int | None
+    predict: str
+    predict_out: str
+    list_datasets: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,8 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
                                                           "a run's config.yaml repeats that run")
     parser.add_argument("--trainer", choices=CHOICES["TRAINER.NAME"], help="the method")
     parser.add_argument("--eval-only", action="store_true", default=False, help="score the run in --model-dir")
-    parser.add_argument("--model-dir", default="", help="a run's folder, for --eval-only")
+    parser.add_argument("--model-dir", default="", help="a run's folder, for --eval-only and --predict")
     parser.add_argument("--load-epoch", type=int, default=None, help="which of its epochs (default: the last)")
+    parser.add_argument("--predict", default="", metavar="PATH",
+                        help="an image, a folder of them or a .txt list: the --model-dir run's predictions of them")
+    parser.add_argument("--predict-out", default="", metavar="FOLDER",
+                        help="folder for predictions.csv and predictions.jsonl (default: the run's)")
+    parser.add_argument("--list", dest="list_datasets", action="store_true", default=False,
+                        help="show the known data sets, which are under --root, and where to get the others")
     for flag, (key, kind, text) in VALUES.items():
         choices = kind if isinstance(kind, tuple) else None
         parser.add_argument(flag, type=str if choices else kind, choices=choices, help=f"{text} ({key})")
@@ -126,10 +135,14 @@ def parse_flags(argv: list[str] | None = None) -> Flags:
         if _name(flag) in given:
             put(flag, settings)
     flags = Flags(values, given.get("options", []), *(given[name] for name in Flags._fields[2:]))
-    if flags.eval_only and not flags.model_dir:
-        raise InputError("--eval-only needs --model-dir RUN")
-    if not flags.eval_only and (flags.model_dir or flags.load_epoch is not None):
-        raise InputError("--model-dir and --load-epoch need --eval-only")
+    if flags.eval_only and flags.predict:
+        raise InputError("--eval-only scores labelled data, --predict tells of any images: give one of them")
+    if (flags.eval_only or flags.predict) and not flags.model_dir:
+        raise InputError(f"{'--eval-only' if flags.eval_only else '--predict'} needs --model-dir RUN")
+    if not (flags.eval_only or flags.predict) and (flags.model_dir or flags.load_epoch is not None):
+        raise InputError("--model-dir and --load-epoch need --eval-only or --predict")
+    if flags.predict_out and not flags.predict:
+        raise InputError("--predict-out needs --predict PATH")
     return flags
 
 

@@ -149,20 +149,25 @@ def distribution_metrics(probs: Array, targets: Array) -> dict[str, float]:
             "cosine": cosine(probs, targets), "intersection": intersection(probs, targets)}
 
 
-def score(probabilities: Tensor, labels: Tensor, distributions: Tensor | None = None) -> dict[str, object]:
+def score(probabilities: Tensor, labels: Tensor, distributions: Tensor | None = None,
+          reference: Tensor | None = None) -> dict[str, object]:
     """All metrics of a split, ready for JSON.
 
     Args:
         probabilities: predictions [n, classes].
         labels: [n]; images whose label is UNKNOWN are left out of the classification metrics. Where that is
-            all of them, `confidence`, the mean of the highest probability, takes their place.
+            all of them, `confidence`, the mean of the highest probability, takes their place, and `agreement`.
         distributions: annotated distributions [n, classes], if there are any.
+        reference: classes [n] that another model predicts; `agreement` is the share of images for which the most
+            probable class is the same. It tells how far a model has moved from the reference, not which is right.
     """
     known = labels != UNKNOWN
     if known.any():
         metrics = classification_metrics(probabilities[known], labels[known])
     else:
         metrics = {"confidence": _probabilities(probabilities).amax(1).mean().item()}
+        if reference is not None:
+            metrics["agreement"] = top1(probabilities, reference)
     if distributions is not None:
         metrics |= distribution_metrics(probabilities, distributions)
     return metrics

@@ -63,6 +63,15 @@ def find_image(root: Path, name: str, where: str, folders: Sequence[str] = ("",)
     return next((place for place in places if place.is_file()), places[0])
 
 
+def configured_classnames(cfg: CfgNode) -> list[str]:
+    """DATASET.CLASSNAMES; where it is one text file, the lines of that file."""
+    names = [str(name) for name in cfg.DATASET.CLASSNAMES]
+    if len(names) == 1 and names[0].endswith(".txt"):
+        lines = existing("file of class names", Path(names[0])).read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    return names
+
+
 def check_items(items: Sequence[Item]) -> None:
     """InputError that names an image which is annotated twice, as it could be trained and tested on, or is missing."""
     counts = Counter(item.path for item in items)

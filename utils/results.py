@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 METHODS = {"zero_shot": "zero-shot", "text_classifier": "text classifier", "untrained": "before the first step",
            "last": "tuned, last epoch", "best": "tuned, best on validation", "tuned": "tuned"}
 COLUMNS = {"top1": "top-1", "macro_f1": "macro-F1", "ece": "ECE", "kl": "KL", "chebyshev": "Cheb.", "cosine": "cosine",
-           "intersection": "inters.", "confidence": "confidence"}
-PER_CENT = ("top1", "macro_f1", "ece", "confidence")
+           "intersection": "inters.", "agreement": "agreement", "confidence": "confidence"}
+PER_CENT = ("top1", "macro_f1", "ece", "agreement", "confidence")
 
 
 def format_summary(result: dict) -> str:
@@ -46,7 +46,8 @@ def format_summary(result: dict) -> str:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in trained.items())
         lines.append(f"trained parameters: {sum(trained.values()):,} of {total:,} ({kinds})")
     if not any("top1" in metrics for *_, metrics in rows):
-        lines.append("nothing here is labelled: confidence is the mean of the highest probability, no accuracy")
+        lines.append("nothing here is labelled, so there is no accuracy: agreement is with the text classifier's "
+                     "predictions, confidence the mean of the highest probability")
     return "\n".join(["", *lines])
 
 

@@ -1,0 +1,65 @@
+"""Bad data and texts, as a user meets them: the program ends with one clear line that names the thing and the mend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from layouts import images
+
+import LaFTer
+
+
+@pytest.fixture
+def message(tmp_path):
+    """message(arguments…) → the line that the program ends with, for images in tmp_path/photos."""
+    images(tmp_path / "photos", *(f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(4)))
+
+    def run(*arguments: str) -> str:
+        places = ["--root", str(tmp_path / "photos"), "--output-dir", str(tmp_path / "out"), "--workers", "0",
+                  "--backbone", "configs/demo/demo_clip.pt", "TEXT.CACHE_DIR", str(tmp_path / "cache")]
+        with pytest.raises(SystemExit) as caught:
+            LaFTer.exit_with_message(lambda: LaFTer.main([*places, *arguments]))
+        assert str(caught.value.code).startswith("error: ") and "\n" not in caught.value.code
+        return caught.value.code
+
+    return run
+
+
+def describe(folder: Path, **texts: list[str]) -> list[str]:
+    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    return ["--dataset-config-file", "folder", "--txt_cls", "lafter",
+            "DATASET.DESCRIPTIONS", str(folder / "texts.json")]
+
+
+def test_an_absent_data_set(message):
+    said = message("--dataset-config-file", "oxford_pets", "DATASET.DOWNLOAD", "False")
+    assert "oxford_pets" in said and "does not exist; get it from" in said and "vgg/data/pets" in said
+    assert "--root" in said
+
+
+def test_an_empty_class(message, tmp_path):
+    (tmp_path / "photos" / "train" / "emu").mkdir()
+    assert "emu holds no image; fill or remove it" in message("--dataset-config-file", "folder")
+
+
+def test_a_duplicated_class_name(message):
+    said = message("--dataset-config-file", "folder", "DATASET.CLASSNAMES", "[cat, dog, cat]")
+    assert "duplicated class name 'cat'" in said
+
+
+def test_a_class_without_texts(message, tmp_path):
+    said = message(*describe(tmp_path, cat=["A cat has whiskers."]))
+    assert "class 'dog' has no description" in said and "texts.json" in said and "templates_only" in said
+
+
+def test_a_text_that_is_too_long(message, tmp_path):
+    said = message(*describe(tmp_path, cat=["A cat has whiskers."], dog=["A dog is very " + "good " * 90 + "indeed."]))
+    assert "A dog is very good" in said and "77" in said
+
+
+def test_a_file_that_is_no_image(message, tmp_path):
+    (tmp_path / "photos" / "train" / "cat" / "9.png").write_text("no image", encoding="utf-8")
+    said = message("--dataset-config-file", "folder", "--epochs", "1", "--txt_epochs", "1", "DATASET.VAL_FRACTION", "0")
+    assert "cannot read image" in said and "9.png" in said and "replace or remove it" in said

@@ -1,0 +1,170 @@
+"""From a folder of unlabelled images to a table of predictions; and a run's model on other data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import LaFTer
+from trainers.predict import find_files
+from utils.data import Item, Splits, order_classes
+from utils.demo_faces import draw_dataset
+from utils.errors import InputError
+from utils.record import read_rows
+
+CLASSES = ["joy", "anger", "disgust", "fear", "sadness", "surprise"]
+QUICK = ("--epochs", "1", "--txt_epochs", "20", "--workers", "0", "--batch_size", "12", "PICTURES", "False")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Drawn faces as a pile of unlabelled photos, `photos/train`, and as labelled folders, `labelled/{train,test}`."""
+    folder = tmp_path_factory.mktemp("own")
+    draw_dataset(folder / "demo", train_per_class=3, test_per_class=2)
+    rows = json.loads((folder / "demo" / "annotations.json").read_text(encoding="utf-8"))
+    for number, row in enumerate(rows["items"]):
+        source = folder / "demo" / row["file"]
+        name = row["label"] if isinstance(row["label"], str) else rows["emotions"][row["label"]]
+        for target in (folder / "labelled" / row["split"] / name, *([folder / "photos" / "train"] * (number % 2))):
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target / f"{number}{source.suffix}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(place):
+    def run(*arguments: str) -> tuple[Path, dict]:
+        before = set(place.rglob("final.json"))
+        result = LaFTer.main([*arguments, *QUICK, "--output-dir", str(place / "out"), "TEXT.CACHE_DIR",
+                              str(place / "cache")])
+        (final,) = set(place.rglob("final.json")) - before
+        return final.parent, result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unlabelled(place, start):
+    return start("--dataset-config-file", "folder", "--root", str(place / "photos"), "--backbone",
+                 "configs/demo/demo_clip.pt", "--trainer", "MultiLayerLaFTer", "DATASET.CLASSNAMES", str(CLASSES))
+
+
+def test_without_labels_a_run_tells_agreement_and_confidence(unlabelled):
+    folder, result = unlabelled
+    methods = result["splits"]["test"]
+    assert set(methods) == {"zero_shot", "text_classifier", "untrained", "last", "best"}
+    for name, metrics in methods.items():
+        assert set(metrics) == {"confidence"} | ({"agreement"} if name != "text_classifier" else set())
+        assert all(0 <= value <= 1 for value in metrics.values())
+    rows = read_rows(folder / "metrics.jsonl")
+    assert rows[-1]["test"] == methods["last"] and "pseudo_label_accuracy" not in rows[-1]
+    log = (folder / "log.txt").read_text(encoding="utf-8")
+    assert "has no labels" in log and "there is no accuracy" in log and "test agreement" in log and "top-1" not in log
+
+
+def test_two_commands_lead_from_unlabelled_images_to_a_table(unlabelled, place):
+    folder, result = unlabelled
+    told = LaFTer.main(["--predict", str(place / "photos"), "--model-dir", str(folder), "--workers", "1"])
+    photos = sorted((place / "photos" / "train").iterdir())
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    lines = read_rows(folder / "predictions.jsonl")
+    assert told["images"] == len(photos) == len(table) == len(lines) and told["unreadable"] == 0
+    for photo, row, line in zip(photos, table, lines):
+        shares = {name: float(row[f"p({name})"]) for name in CLASSES}
+        assert row["file"] == line["file"] == str(photo) and row["error"] == ""
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5) and shares == pytest.approx(
+            line["probabilities"], abs=1e-6)
+        assert row["prediction"] == line["prediction"] == max(shares, key=shares.get)
+        assert float(row["confidence"]) == pytest.approx(max(shares.values()), abs=1e-6)
+        assert "distribution" not in line
+    confidence = sum(line["confidence"] for line in lines) / len(lines)
+    assert confidence == pytest.approx(result["splits"]["test"]["last"]["confidence"], abs=1e-4)
+
+
+def test_what_cannot_be_read_becomes_a_row_and_the_rest_go_on(unlabelled, place, tmp_path):
+    folder, _ = unlabelled
+    good = sorted((place / "photos" / "train").iterdir())[0]
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(good.read_bytes()[:60])
+    (tmp_path / "note.jpg").write_text("no image", encoding="utf-8")
+    files = [str(cut), "note.jpg", str(good), "absent.png"]
+    (tmp_path / "list.txt").write_text("\n".join(files) + "\n\n", encoding="utf-8")
+    told = LaFTer.main(["--predict", str(tmp_path / "list.txt"), "--model-dir", str(folder), "--predict-out",
+                        str(tmp_path / "out"), "--workers", "0"])
+    rows = read_rows(tmp_path / "out" / "predictions.jsonl")
+    assert (told["images"], told["unreadable"]) == (4, 3)
+    assert [Path(row["file"]).name for row in rows] == ["cut.png", "note.jpg", good.name, "absent.png"]
+    assert ["error" in row for row in rows] == [True, True, False, True]
+    assert all("cannot read image" in row["error"] and "\n" not in row["error"] for row in rows if "error" in row)
+    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["prediction"] == "" for row in table] == [True, True, False, True]
+    assert "note.jpg" in table[1]["error"]
+    assert "1 images predicted with epoch 1, 3 could not be read" in (folder / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_dual_task_model_tells_the_distribution(place, start):
+    folder, _ = start("--dataset-config-file", "demo", "--root", str(place), "--direct_dualtask", "TRAIN.KEEP", "0",
+                      "--exp-name", "dual")
+    photo = str(sorted((place / "photos" / "train").iterdir())[0])
+    told = LaFTer.main(["--predict", photo, "--model-dir", str(folder), "--load-epoch", "1"])
+    (row,) = read_rows(folder / "predictions.jsonl")
+    assert told["epoch"] == 1 and row["distribution"] == row["probabilities"]
+    assert set(row["distribution"]) == set(CLASSES) and sum(row["distribution"].values()) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(FileNotFoundError, match="epoch 9"):
+        LaFTer.main(["--predict", photo, "--model-dir", str(folder), "--load-epoch", "9"])
+
+
+def test_a_run_is_scored_on_other_data_of_the_same_classes(unlabelled, place):
+    """Whose classes stand in another order: sorted folders, where the run has joy first."""
+    folder, _ = unlabelled
+    told = LaFTer.main(["--eval-only", "--model-dir", str(folder), "--dataset-config-file", "folder", "--root",
+                        str(place / "labelled"), "DATASET.CLASSNAMES", "[]", "--workers", "0"])
+    LaFTer.main(["--predict", str(place / "labelled" / "test"), "--model-dir", str(folder), "--workers", "0"])
+    rows = read_rows(folder / "predictions.jsonl")
+    right = sum(Path(row["file"]).parent.name == row["prediction"] for row in rows)
+    assert told["splits"]["test"]["tuned"]["top1"] == pytest.approx(right / len(rows)) and len(rows) == 12
+    assert (folder / "eval_labelled_epoch1.json").is_file()
+
+
+def test_a_run_is_not_scored_on_other_classes(unlabelled, place, tmp_path):
+    shutil.copytree(place / "labelled", tmp_path / "other")
+    for split in ("train", "test"):
+        (tmp_path / "other" / split / "joy").rename(tmp_path / "other" / split / "envy")
+    with pytest.raises(InputError, match="other classes.*does not know 'envy'.*has no 'joy'"):
+        LaFTer.main(["--eval-only", "--model-dir", str(unlabelled[0]), "--dataset-config-file", "folder", "--root",
+                     str(tmp_path / "other"), "DATASET.CLASSNAMES", "[]"])
+
+
+@pytest.mark.parametrize("path, model, words", [
+    ("nowhere", None, "--predict .*nowhere does not exist"), ("empty", None, "empty names no image"),
+    (None, "no-run", "--model-dir .*no-run is no run's folder"),
+])
+def test_wrong_places_are_named(unlabelled, place, tmp_path, path, model, words):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((InputError, FileNotFoundError), match=words):
+        LaFTer.main(["--predict", str(tmp_path / path if path else place / "photos"), "--model-dir",
+                     str(tmp_path / model if model else unlabelled[0])])
+
+
+def test_files_are_found_below_folders_and_in_lists(tmp_path):
+    for name in ("b/2.JPG", "a.png", "b/c/1.webp", "b/notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_files(tmp_path) == [tmp_path / "a.png", tmp_path / "b" / "2.JPG", tmp_path / "b" / "c" / "1.webp"]
+    assert find_files(tmp_path / "b" / "notes.md") == [tmp_path / "b" / "notes.md"]
+    (tmp_path / "list.txt").write_text("\ufeffa.png\n\n  b/2.JPG  \n", encoding="utf-8")
+    assert find_files(tmp_path / "list.txt") == [tmp_path / "a.png", tmp_path / "b" / "2.JPG"]
+
+
+def test_classes_in_another_order_keep_their_images_and_shares(tmp_path):
+    items = [Item(tmp_path / "1", 0, "a", (0.6, 0.3, 0.1)), Item(tmp_path / "2", -1, "", (0.5, 0.25, 0.25))]
+    ordered = order_classes(Splits("x", tmp_path, ["a", "b", "c"], items, [], items), ["c", "a"])
+    assert [(item.label, item.classname) for item in ordered.train] == [(1, "a"), (-1, "")]
+    assert torch.tensor(ordered.test[0].distribution).tolist() == pytest.approx([1 / 7, 6 / 7])

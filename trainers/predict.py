@@ -1,0 +1,143 @@
+"""A finished run's model on images: restored for evaluation or prediction, and its predictions as tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+import clip
+from clip.model import CLIP
+from utils.checkpoint import find_checkpoint, load_checkpoint
+from utils.data import read_image
+from utils.errors import InputError
+from utils.readers import IMAGE_SUFFIXES, read_text
+from utils.record import write_text
+from utils.transforms import View, build_views
+from utils.utils import Tunable
+
+from .build import build_student
+from .training import load_tuned
+
+log = logging.getLogger(__name__)
+
+
+def read_run(folder: Path, epoch: int | None, cfg: CfgNode, classnames: Sequence[str] | None = None,
+             expected: dict[str, object] | None = None) -> dict:
+    """The checkpoint of a run's last epoch, or of `epoch`; `expected` is what it must agree in, as in load_checkpoint.
+
+    Raises FileNotFoundError for a folder or an epoch that is not there, InputError for another trainer's checkpoint
+    and, by name, for one that knows other classes than `classnames`; their order may differ.
+    """
+    state = load_checkpoint(find_checkpoint(folder, epoch), {"trainer": cfg.TRAINER.NAME, **(expected or {})})
+    known = state["classnames"]
+    if classnames is not None and set(classnames) != set(known):
+        new = [name for name in classnames if name not in known]
+        lost = [name for name in known if name not in classnames]
+        told = [f"it does not know {', '.join(map(repr, new[:5]))}" if new else "",
+                f"{cfg.DATASET.NAME} has no {', '.join(map(repr, lost[:5]))}" if lost else ""]
+        raise InputError(f"{folder} was trained on other classes than those of {cfg.DATASET.NAME}: "
+                         + " and ".join(filter(None, told)))
+    return state
+
+
+def restore(cfg: CfgNode, clip_model: CLIP, state: dict) -> Tunable:
+    """The model of a run's checkpoint. Raises InputError where it was trained on another backbone."""
+    if state["clip_hash"] != clip.weights_hash(clip_model):
+        raise InputError(f"the run was trained on another backbone than {cfg.MODEL.BACKBONE.NAME}")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.PROMPT_INIT = "uniform"  # the checkpoint's prompts follow: none need be drawn from training images
+    model = build_student(cfg, clip_model, None, len(state["classnames"]), None)
+    load_tuned(model, state["model"])
+    model.start_epoch(state["epoch"] - 1)
+    return model
+
+
+def find_files(path: Path) -> list[Path]:
+    """One image; all images below a folder, sorted; or the paths in a .txt file, relative to its folder.
+
+    Only a folder is searched by the images' suffixes. Raises FileNotFoundError, InputError where nothing is found.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--predict {path} does not exist; give an image, a folder or a .txt list of files")
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    elif path.suffix.lower() == ".txt":
+        files = [path.parent / line.strip() for line in read_text(path).splitlines() if line.strip()]
+    else:
+        files = [path]
+    if not files:
+        raise InputError(f"{path} names no image to predict")
+    return files
+
+
+class ImageFiles(Dataset):
+    """Views [3, size, size] of files as `weak`, each with its `error`: why it could not be read, or nothing."""
+
+    def __init__(self, files: Sequence[Path], view: View, size: int):
+        self.files, self.view, self.size = list(files), view, size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        try:
+            return {"weak": self.view(read_image(self.files[index])), "error": ""}
+        except InputError as error:
+            return {"weak": torch.zeros(3, self.size, self.size), "error": str(error)}
+
+
+@torch.no_grad()
+def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[str], cfg: CfgNode) -> Iterator[dict]:
+    """A row per file: `file`, `prediction` (the most probable class), `confidence` (its probability), `probabilities`
+    {class: p} and, of a dual-task model, `distribution`. An unreadable file's row has `file` and `error`.
+
+    A dual-task model has one output for both tasks, trained towards the distribution blended with the label: its
+    probabilities are what the metrics of distributions score, and what `distribution` repeats.
+    """
+    size = model.clip.visual.input_resolution
+    weak, _ = build_views(size, [], cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.INTERPOLATION)
+    loader = DataLoader(ImageFiles(files, weak, size), cfg.DATALOADER.TEST.BATCH_SIZE,
+                        num_workers=min(cfg.DATALOADER.NUM_WORKERS, -(-len(files) // cfg.DATALOADER.TEST.BATCH_SIZE)))
+    device = model.adapter.weight.device
+    names = iter(files)
+    for batch in tqdm(loader, desc="prediction", leave=False):
+        probabilities = model(batch["weak"].to(device)).logits.softmax(-1).cpu()
+        for row, error in zip(probabilities, batch["error"]):
+            file = str(next(names))
+            if error:
+                yield {"file": file, "error": error}
+                continue
+            shares = dict(zip(classnames, row.tolist()))
+            best = max(shares, key=shares.get)
+            yield {"file": file, "prediction": best, "confidence": shares[best], "probabilities": shares,
+                   **({"distribution": shares} if cfg.DUAL_TASK.ENABLED else {})}
+
+
+def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: Path) -> tuple[Path, Path]:
+    """predictions.csv (a column `p(<class>)` per class) and predictions.jsonl (the rows as they are) in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["file", "prediction", "confidence", *(f"p({name})" for name in classnames), "error"])
+    for row in rows:
+        shares = row.get("probabilities", {})
+        writer.writerow([row["file"], row.get("prediction", ""), _rounded(row.get("confidence")),
+                         *(_rounded(shares.get(name)) for name in classnames), row.get("error", "")])
+    paths = folder / "predictions.csv", folder / "predictions.jsonl"
+    write_text(paths[0], table.getvalue())
+    write_text(paths[1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return paths
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"

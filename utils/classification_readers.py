@@ -1,0 +1,247 @@
+"""How the annotation of each classification data set is read: its lists, tables and folders, into one `Listing`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from yacs.config import CfgNode
+
+from .errors import InputError
+from .readers import configured_classnames, existing, list_images, read_json, read_text
+
+IMAGENET_CLASSES = 1000
+Rows = list[tuple[str, str]]  # (image below the images folder, class key)
+
+
+class Home(NamedTuple):
+    """A data set's folder and, in it, the folder that its image paths are relative to."""
+
+    folder: Path
+    images: Path
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What an annotation says.
+
+    Attributes:
+        splits: rows by split. Without `test`, it is carved; without `val`, that is carved from train.
+        classes: the class keys in label order; None: sorted.
+        names: readable names of class keys that are none themselves.
+        on_disk: the rows were listed from the disk, so that their files need no check.
+        test_only: the data set was made for evaluation and has no training split.
+    """
+
+    splits: dict[str, Rows]
+    classes: Sequence[str] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    on_disk: bool = False
+    test_only: bool = False
+
+
+def folder_rows(images: Path, prefix: str = "", skip: Sequence[str] = ()) -> Rows:
+    """Rows of images/prefix/<class>/*. Raises InputError for a class folder without images, or if there are none."""
+    base = existing("folder of images", images / prefix)
+    rows = []
+    for folder in sorted(path for path in base.iterdir() if path.is_dir() and path.name not in skip):
+        found = list_images(folder)
+        if not found:
+            raise InputError(f"class folder {folder} holds no image; restore or remove it")
+        rows += [(path.relative_to(images).as_posix(), folder.name) for path in found]
+    if not rows:
+        raise InputError(f"{base} holds no class folders with images")
+    return rows
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of an annotation that hold something."""
+    return [line.strip() for line in read_text(existing("annotation", path)).splitlines() if line.strip()]
+
+
+def _fields(path: Path, count: int) -> list[list[str]]:
+    """The words of each line; the last of `count` takes the rest. Raises InputError for a line with fewer."""
+    rows = []
+    for number, line in enumerate(read_lines(path), start=1):
+        words = line.split(maxsplit=count - 1)
+        if len(words) < count:
+            raise InputError(f"{path}, line {number}: {line!r} must have {count} fields")
+        rows.append(words)
+    return rows
+
+
+def read_mat(path: Path) -> dict:
+    """A MATLAB file. Raises InputError where scipy, which reads it, is not installed, or for a damaged file."""
+    existing("annotation", path)
+    try:
+        from scipy.io import loadmat  # only two data sets have such files: scipy is no requirement
+        from scipy.io.matlab import MatReadError
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path} is a MATLAB file: pip install scipy, or put CoOp's split_zhou_*.json beside it"
+                         ) from error
+    try:
+        return loadmat(str(path), squeeze_me=True)
+    except (MatReadError, ValueError, TypeError, IndexError, OSError, EOFError) as error:
+        raise InputError(f"{path} is no MATLAB file ({error}); restore it") from error
+
+
+def read_folders(home: Home, cfg: CfgNode) -> Listing:
+    """EuroSAT: a folder per class."""
+    return Listing({"train": folder_rows(home.images)}, on_disk=True)
+
+
+def read_caltech101(home: Home, cfg: CfgNode) -> Listing:
+    """A folder per class, without the background and, as in CoOp, without the second crop of the faces."""
+    return Listing({"train": folder_rows(home.images, skip=("BACKGROUND_Google", "Faces_easy"))}, on_disk=True)
+
+
+def read_cifar(home: Home, cfg: CfgNode) -> Listing:
+    """{train,test}/<class>/*.png, as `unpack_cifar` writes them."""
+    return Listing({split: folder_rows(home.images, split) for split in ("train", "test")}, on_disk=True)
+
+
+def read_dtd(home: Home, cfg: CfgNode) -> Listing:
+    """labels/{train,val,test}1.txt, the first of the ten official splits: a line is <class>/<image>."""
+    return Listing({split: [(line, line.split("/")[0]) for line in read_lines(home.folder / "labels" / f"{split}1.txt")]
+                    for split in ("train", "val", "test")})
+
+
+def read_fgvc_aircraft(home: Home, cfg: CfgNode) -> Listing:
+    """variants.txt names the classes; images_variant_{train,val,test}.txt have lines `<number> <variant>`."""
+    return Listing({split: [(f"{number}.jpg", variant) for number, variant in
+                            _fields(home.folder / f"images_variant_{split}.txt", 2)]
+                    for split in ("train", "val", "test")}, read_lines(home.folder / "variants.txt"))
+
+
+def read_food101(home: Home, cfg: CfgNode) -> Listing:
+    """meta/{train,test}.txt: a line is <class>/<number>."""
+    return Listing({split: [(f"{line}.jpg", line.split("/")[0]) for line in
+                            read_lines(home.folder / "meta" / f"{split}.txt")] for split in ("train", "test")})
+
+
+def read_flowers(home: Home, cfg: CfgNode) -> Listing:
+    """imagelabels.mat: the class 1 … 102 of image_00001.jpg and on; setid.mat: the numbers of each split's images.
+    The classes' names are cat_to_name.json's or, without it, DATASET.CLASSNAMES."""
+    labels = np.ravel(read_mat(home.folder / "imagelabels.mat")["labels"]).tolist()
+    numbers = read_mat(home.folder / "setid.mat")
+    keys = [str(label) for label in range(1, max(labels) + 1)]
+    names_file = home.folder / "cat_to_name.json"
+    names = read_json(names_file) if names_file.is_file() else dict(zip(keys, configured_classnames(cfg)))
+    missing = [key for key in keys if key not in names]
+    if missing:
+        raise InputError(f"class {missing[0]} of {home.folder / 'imagelabels.mat'} has no name in {names_file.name} "
+                         "nor in DATASET.CLASSNAMES")
+    return Listing({split: [(f"image_{number:05d}.jpg", str(labels[number - 1])) for number in np.ravel(numbers[key])]
+                    for split, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid"))}, keys, names)
+
+
+def read_pets(home: Home, cfg: CfgNode) -> Listing:
+    """annotations/{trainval,test}.txt: lines `<Breed>_<number> <class> <species> <breed>`; the class is the name."""
+    splits = {}
+    for split, file in (("train", "trainval"), ("test", "test")):
+        images = [row[0] for row in _fields(home.folder / "annotations" / f"{file}.txt", 4)]
+        splits[split] = [(f"{image}.jpg", image.rsplit("_", 1)[0].lower()) for image in images]
+    return Listing(splits)
+
+
+def read_stanford_cars(home: Home, cfg: CfgNode) -> Listing:
+    """devkit/cars_meta.mat, devkit/cars_train_annos.mat and cars_test_annos_withlabels.mat. As in CoOp, the year
+    comes first: 2012 Audi A5 Coupe."""
+    names = [str(name) for name in np.ravel(read_mat(home.folder / "devkit" / "cars_meta.mat")["class_names"])]
+    splits = {}
+    for split, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        annotations = np.ravel(read_mat(home.folder / file)["annotations"])
+        splits[split] = [(f"cars_{split}/{row['fname']}", str(int(row["class"]))) for row in annotations]
+    return Listing(splits, [str(label) for label in range(1, len(names) + 1)], {
+        str(label): " ".join([name.split()[-1], *name.split()[:-1]]) for label, name in enumerate(names, start=1)})
+
+
+def read_sun397(home: Home, cfg: CfgNode) -> Listing:
+    """ClassName.txt: lines such as /a/apartment_building/outdoor, called `outdoor apartment_building`; the first
+    official split, {Training,Testing}_01.txt, where it is there, else all images, of which a test split is drawn."""
+    below = home.folder / "ClassName.txt"
+    keys = [line.strip("/") for line in read_lines(below if below.is_file() else home.images / "ClassName.txt")]
+    names = {key: " ".join(reversed(key.split("/")[1:])) for key in keys}
+    if (home.folder / "Training_01.txt").is_file():
+        lists = {split: [line.strip("/") for line in read_lines(home.folder / f"{file}_01.txt")]
+                 for split, file in (("train", "Training"), ("test", "Testing"))}
+        return Listing({split: [(line, line.rsplit("/", 1)[0]) for line in lines] for split, lines in lists.items()},
+                       keys, names)
+    rows = [(path.relative_to(home.images).as_posix(), key) for key in keys
+            for path in list_images(existing("class folder", home.images / key))]
+    return Listing({"train": rows}, keys, names, on_disk=True)
+
+
+def read_ucf101(home: Home, cfg: CfgNode) -> Listing:
+    """The middle frame of each video, <Apply_Eye_Makeup>/<video>.jpg, in the first official split:
+    ucfTrainTestlist/{train,test}list01.txt, lines `<ApplyEyeMakeup>/<video>.avi`; classInd.txt orders the classes."""
+    lists = home.folder / "ucfTrainTestlist"
+    classes = [split_camel_case(name) for _, name in _fields(lists / "classInd.txt", 2)]
+    splits = {}
+    for split in ("train", "test"):
+        videos = [line.split()[0].split("/") for line in read_lines(lists / f"{split}list01.txt")]
+        splits[split] = [(f"{split_camel_case(action)}/{Path(video).stem}.jpg", split_camel_case(action))
+                         for action, video in videos]
+    return Listing(splits, classes)
+
+
+def split_camel_case(name: str) -> str:
+    """ApplyEyeMakeup → Apply_Eye_Makeup."""
+    return "_".join(re.findall("[A-Z][^A-Z]*", name))
+
+
+def read_imagenet(home: Home, cfg: CfgNode) -> Listing:
+    """{train,val}/<wnid>/*; `val` is the test split."""
+    train, test = folder_rows(home.images, "train"), folder_rows(home.images, "val")
+    wnids = sorted({wnid for _, wnid in train})
+    return Listing({"train": train, "test": test}, wnids, imagenet_names(home, cfg, wnids), on_disk=True)
+
+
+def read_imagenet_variant(home: Home, cfg: CfgNode) -> Listing:
+    """<wnid>/* of ImageNet's classes or of some of them."""
+    rows = folder_rows(home.images)
+    wnids = sorted({wnid for _, wnid in rows})
+    return Listing({"train": rows}, wnids, imagenet_names(home, cfg, wnids), on_disk=True, test_only=True)
+
+
+def imagenet_names(home: Home, cfg: CfgNode, wnids: Sequence[str]) -> dict[str, str]:
+    """The name of each wnid: from CoOp's classnames.txt (lines `<wnid> <name>`), of this data set or of ImageNet, else
+    from torchvision's list of the 1,000 names, which stand in the order of the sorted wnids. Those come from the
+    folders here, from Kaggle's LOC_synset_mapping.txt, or from ImageNet's own folders. Raises InputError."""
+    places = (home.folder, home.images, Path(cfg.DATASET.ROOT) / "imagenet")
+    written = next((place / "classnames.txt" for place in places if (place / "classnames.txt").is_file()), None)
+    names = dict(_fields(written, 2)) if written else {}
+    complete = sorted(names) or sorted_wnids(places, wnids)
+    if len(complete) == IMAGENET_CLASSES:
+        listed = dict(zip(complete, imagenet_categories()))
+        given = list(names.values())  # some published lists call two classes missile and two sunglasses
+        names = {wnid: names[wnid] if wnid in names and given.count(names[wnid]) == 1 else listed[wnid]
+                 for wnid in complete}
+    missing = [wnid for wnid in wnids if wnid not in names]
+    if missing:
+        raise InputError(f"the name of ImageNet's class {missing[0]} is not known: put CoOp's classnames.txt or "
+                         f"Kaggle's LOC_synset_mapping.txt into {places[-1]} or {home.folder}")
+    return {wnid: names[wnid] for wnid in wnids}
+
+
+def sorted_wnids(places: Sequence[Path], wnids: Sequence[str]) -> list[str]:
+    """ImageNet's 1,000 wnids, from the first source that has them all; else none."""
+    for place in places:
+        if (place / "LOC_synset_mapping.txt").is_file():
+            return sorted(line.split()[0] for line in read_lines(place / "LOC_synset_mapping.txt"))
+    folders = [wnids]
+    for folder in (places[-1] / "images" / "train", places[-1] / "images" / "val", places[-1] / "train",
+                   places[-1] / "val"):
+        folders += [sorted(path.name for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
+    return next((sorted(found) for found in folders if len(found) == IMAGENET_CLASSES), [])
+
+
+def imagenet_categories() -> list[str]:
+    """ImageNet's 1,000 class names in label order, as torchvision's weights tell them; nothing is downloaded."""
+    from torchvision.models import ViT_B_32_Weights  # only here: it imports every model of torchvision
+
+    return ViT_B_32_Weights.IMAGENET1K_V1.meta["categories"]
