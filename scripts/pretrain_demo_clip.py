@@ -6,7 +6,8 @@ The training pictures are all in PRETRAIN styles; the demo's data set is in DEMO
 its zero-shot accuracy there has room for adaptation. The loss is CLIP's symmetric InfoNCE (Radford et al., 2021).
 Written: a plain fp16 state dict in OpenAI's key names. The embeddings of words that no caption contains are zero,
 so an unknown word says nothing instead of something random. Beside it lies pretrain_log.jsonl: the settings, then
-a row each --log-every steps.
+a row each --log-every steps. The zero_shot_demo in the committed log is that of an earlier version of the DEMO
+styles, less turned and in focus; the training itself does not depend on them.
 """
 
 from __future__ import annotations
@@ -158,10 +159,17 @@ def build_optimizer(model: CLIP, reader: nn.Module, lr: float) -> torch.optim.Op
 
 
 def save(model: CLIP, path: Path) -> None:
-    """The state dict in fp16, written to a temporary name first."""
+    """The state dict in fp16, written to a temporary name first.
+
+    CLIP does not see how long image features are, but LaFTer's student does: it classifies them unnormalised. These
+    features spread over far wider angles than those of a CLIP trained on the web, so shorter ones give its logits a
+    usual spread.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, temporary)
+    state = model.state_dict()
+    state["visual.proj"] = state["visual.proj"] / 8
+    torch.save({name: tensor.half() for name, tensor in state.items()}, temporary)
     os.replace(temporary, path)
 
 

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from .classification_datasets import DEFINITIONS, read_classification
 from .data import UNKNOWN, Item, Splits, check_images, few_shot, load_splits, subsample_classes
-from .demo_faces import draw_dataset
+from .demo_faces import VERSION, draw_dataset
 from .emotion_datasets import (
     read_abstract,
     read_artphoto,
@@ -34,6 +34,10 @@ def load_dataset(cfg: CfgNode) -> Splits:
     """
     if cfg.DATASET.NAME not in READERS:
         raise InputError(f"unknown data set {cfg.DATASET.NAME!r}; valid: {', '.join(sorted(READERS))}")
+    for key, value in (("LABEL_SOURCE", "keyword"), ("NEUTRAL", "keep")):
+        if cfg.DATASET.NAME != "emotion6" and cfg.DATASET[key] == value:
+            raise InputError(f"DATASET.{key} {value} is for emotion6: {cfg.DATASET.NAME} has neither keywords nor "
+                             "neutral")
     splits = READERS[cfg.DATASET.NAME](cfg)
     if cfg.DATASET.SPLIT_FILE:
         splits = load_splits(existing("split file", Path(cfg.DATASET.SPLIT_FILE)), splits.root)
@@ -65,6 +69,8 @@ def read_demo(cfg: CfgNode) -> Splits:
         log.info("drawing the demo's faces into %s", root)
         draw_dataset(root)
     data = json.loads((root / "annotations.json").read_text(encoding="utf-8"))
+    if data.get("version") != VERSION:
+        raise InputError(f"{root} was drawn by another version of the demo; delete it, and it is drawn anew")
     classes = data["emotions"]
     items = {"train": [], "test": []}
     for row in data["items"]:

@@ -6,7 +6,7 @@ Coordinates: the picture spans [-1, 1] in both directions, y grows downward, the
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from .demo_styles import COLOURS, Style, mix, paint_background
 
@@ -205,4 +205,5 @@ def draw(rng: np.random.Generator, action: dict[str, float], style: Style) -> Im
     draw_brows(pen, action, ink)
     if style.extras:
         draw_drops(pen, action, water)
-    return image.reduce(SUPERSAMPLING)
+    image = image.reduce(SUPERSAMPLING)
+    return image.filter(ImageFilter.GaussianBlur(style.blur)) if style.blur else image

@@ -24,7 +24,7 @@ from .errors import InputError
 log = logging.getLogger(__name__)
 
 EMOTIONS = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
-VERSION = 1
+VERSION = 2
 # one row per action: its value in each pure emotion, in the order of EMOTIONS
 PROTOTYPES = {
     "brow_raise": (-0.9, -0.3, 0.7, 0.2, 0.0, 1.2),

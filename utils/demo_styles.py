@@ -1,4 +1,5 @@
-"""How the demo's faces may look: two families of styles that share no skin, head, hair, line or background."""
+"""How the demo's faces may look: two families of styles that share no skin, head, hair, line or background;
+the demo's are turned further and out of focus besides."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ class Family:
     tilt: float
     extras: float    # how often tears, sweat and blush are drawn
     outline: float   # how often the face is an outline without colours
+    blur: float = 0.0  # the largest standard deviation, in pixels
 
 
 PRETRAIN = Family("pretrain", heads=("round", "oval"), skins=("ivory", "peach", "tan", "brown", "umber", "yellow"),
@@ -37,7 +39,7 @@ PRETRAIN = Family("pretrain", heads=("round", "oval"), skins=("ivory", "peach", 
 DEMO = Family("demo", heads=("square", "pear", "hexagonal"),
               skins=("green", "purple", "grey", "orange", "pink", "silver"), hairs=("spiky", "bald"),
               lines=("bold", "dashed", "sketched"), eyes=("tinted", "ring"),
-              backgrounds=("gradient", "striped", "noisy", "chequered"), tilt=14, extras=0.5, outline=0.25)
+              backgrounds=("gradient", "striped", "noisy", "chequered"), tilt=35, extras=0.5, outline=0.25, blur=1.8)
 FAMILIES = {family.name: family for family in (PRETRAIN, DEMO)}
 
 
@@ -57,6 +59,7 @@ class Style:
     tilt: float
     extras: bool
     outline: bool
+    blur: float
 
 
 def sample_style(rng: np.random.Generator, family: Family) -> Style:
@@ -70,7 +73,8 @@ def sample_style(rng: np.random.Generator, family: Family) -> Style:
                  hair_colour=pick(("black", "umber", "brown", "gold", "red", "grey")), line=pick(family.lines),
                  eye=pick(family.eyes), background=pick(family.backgrounds), background_colour=first,
                  second_colour=second, tilt=float(rng.uniform(-family.tilt, family.tilt)),
-                 extras=bool(rng.random() < family.extras), outline=bool(rng.random() < family.outline))
+                 extras=bool(rng.random() < family.extras), outline=bool(rng.random() < family.outline),
+                 blur=float(rng.uniform(0, family.blur)) if family.blur else 0.0)
 
 
 def mix(first: tuple[int, ...], second: tuple[int, ...], share: float) -> tuple[int, ...]:

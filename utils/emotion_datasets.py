@@ -105,7 +105,7 @@ def read_emoset(cfg: CfgNode) -> Splits:
     differ between releases. train.json, val.json and test.json list [emotion, image path, annotation path] rows,
     with or without a fourth field, which is not read. One label per image and no votes: no distributions.
     """
-    root = _mikels_folder(cfg, "emoset")
+    root = data_folder(cfg, *FOLDERS["emoset"])
     classes = _emoset_classes(existing("annotation", root / "info.json"))
     train, val, test = (_emoset_items(root, existing("annotation", root / f"{split}.json"), classes)
                         for split in ("train", "val", "test"))
@@ -140,7 +140,7 @@ def _emoset_items(root: Path, path: Path, classes: list[str]) -> list[Item]:
 def read_artphoto(cfg: CfgNode) -> Splits:
     """ArtPhoto (Machajdik and Hanbury, MM 2010): ROOT/ArtPhoto/<emotion>_*.jpg. The names give the labels; there
     are no votes."""
-    root = _mikels_folder(cfg, "artphoto")
+    root = data_folder(cfg, *FOLDERS["artphoto"])
     items = []
     for path in list_images(root):
         emotion = _emotion(path.name.split("_")[0], MIKELS, str(path))
@@ -150,19 +150,19 @@ def read_artphoto(cfg: CfgNode) -> Splits:
 
 def read_abstract(cfg: CfgNode) -> Splits:
     """Abstract (Machajdik and Hanbury, MM 2010) from ROOT/Abstract: ABSTRACT_groundTruth.csv beside the paintings."""
-    root = _mikels_folder(cfg, "abstract")
+    root = data_folder(cfg, *FOLDERS["abstract"])
     return _read_voted(cfg, "abstract", root, root / "ABSTRACT_groundTruth.csv", root)
 
 
 def read_flickr_ldl(cfg: CfgNode) -> Splits:
     """Flickr_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Flickr_LDL: ground_truth.txt and images/."""
-    root = _mikels_folder(cfg, "flickr_ldl")
+    root = data_folder(cfg, *FOLDERS["flickr_ldl"])
     return _read_voted(cfg, "flickr_ldl", root, root / "ground_truth.txt", root / "images")
 
 
 def read_twitter_ldl(cfg: CfgNode) -> Splits:
     """Twitter_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Twitter_LDL: ground_truth.txt and images/."""
-    root = _mikels_folder(cfg, "twitter_ldl")
+    root = data_folder(cfg, *FOLDERS["twitter_ldl"])
     return _read_voted(cfg, "twitter_ldl", root, root / "ground_truth.txt", root / "images")
 
 
@@ -200,15 +200,6 @@ def _vote_rows(path: Path) -> Iterator[tuple[str, str, list[float]]]:
             raise InputError(f"{where}: {len(fields)} columns where {len(header)} belong")
         votes = dict(zip(columns, _votes(fields[1:], where)))
         yield where, fields[0], [votes[emotion] for emotion in MIKELS]
-
-
-def _mikels_folder(cfg: CfgNode, name: str) -> Path:
-    """The data set's folder; InputError for settings that only Emotion6 knows."""
-    for key, value in (("LABEL_SOURCE", "keyword"), ("NEUTRAL", "keep")):
-        if cfg.DATASET[key] == value:
-            raise InputError(f"DATASET.{key} {value} is for emotion6: {FOLDERS[name][0]} has neither keywords "
-                             "nor neutral")
-    return data_folder(cfg, *FOLDERS[name])
 
 
 def _emotion(name: object, classes: Collection[str], where: str) -> str:
