@@ -20,7 +20,7 @@ from utils.metrics import score
 from utils.record import Run
 from utils.utils import Tunable
 
-from .lafter_multilayer import MultiLayerLaFTer
+from .monitors import GradientMonitor, StageMonitor, model_monitors
 from .objective import Objective
 from .teacher import Teacher
 
@@ -76,7 +76,8 @@ def load_tuned(model: Tunable, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def predict(model: Tunable, loader: DataLoader, what: str = "evaluation") -> dict[str, Tensor]:
+def predict(model: Tunable, loader: DataLoader, what: str = "evaluation",
+            monitor: StageMonitor | None = None) -> dict[str, Tensor]:
     """`probabilities` [n, classes], `labels` [n] and, where annotated, `distributions`, on the CPU, of weak views."""
     device = model.adapter.weight.device
     columns = defaultdict(list)
@@ -86,18 +87,25 @@ def predict(model: Tunable, loader: DataLoader, what: str = "evaluation") -> dic
         columns["labels"].append(batch["label"])
         if "distribution" in batch:
             columns["distributions"].append(batch["distribution"])
+        if monitor:
+            monitor.update(prediction, model.adapter, batch["label"])
     return {name: torch.cat(column) for name, column in columns.items()}
 
 
 def evaluate(model: Tunable, loaders: dict[str, DataLoader]) -> dict[str, dict[str, object]]:
-    """The metrics of each split; the same forward as in training."""
-    return {split: score(**predict(model, loader, split)) for split, loader in loaders.items()}
+    """The metrics of each split and what the stages say by themselves; the same forward as in training."""
+    metrics = {}
+    for split, loader in loaders.items():
+        monitor = StageMonitor()
+        metrics[split] = score(**predict(model, loader, split, monitor)) | monitor.result()
+    return metrics
 
 
 def train_one_epoch(training: Training, objective: Objective, loader: DataLoader, cfg: CfgNode) -> dict[str, object]:
     """One pass over the training images; returns the means of the loss and its parts and, where labels exist, the
     pseudo-labels' accuracy. Raises TrainingError for a loss that is not finite."""
     model, totals, steps = training.model, defaultdict(float), len(loader)
+    gradients = GradientMonitor(model)
     right = known = 0
     loader.sampler.epoch = training.epoch
     bar = tqdm(loader, desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}", leave=False)
@@ -110,6 +118,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
         group_start = step - step % cfg.OPTIM.ACCUMULATE
         training.scaler.scale(loss / min(cfg.OPTIM.ACCUMULATE, steps - group_start)).backward()
         if (step + 1) % cfg.OPTIM.ACCUMULATE == 0 or step + 1 == steps:
+            gradients.update(training.scaler.get_scale())
             update(training)
         for name, part in {"loss": loss, **parts}.items():
             totals[name] += part.item() * len(labels)
@@ -118,7 +127,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
         right += (labels.cpu() == batch["label"])[labelled].sum().item()
         if step % cfg.TRAIN.PRINT_FREQ == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
-    row = {name: total / len(loader.dataset) for name, total in totals.items()}
+    row = {name: total / len(loader.dataset) for name, total in totals.items()} | gradients.result()
     if training.teacher and known:
         row["pseudo_label_accuracy"] = right / known
     return row
@@ -187,7 +196,7 @@ def run_epoch(training: Training, objective: Objective, train_loader: DataLoader
     training.model.start_epoch(training.epoch)
     rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     row = {"epoch": training.epoch + 1, "lr": rates,
-           **train_one_epoch(training, objective, train_loader, cfg), **monitors(training.model)}
+           **train_one_epoch(training, objective, train_loader, cfg), **model_monitors(training.model)}
     row["train_seconds"] = time.perf_counter() - start
     training.scheduler.step()
     training.epoch += 1
@@ -197,14 +206,6 @@ def run_epoch(training: Training, objective: Objective, train_loader: DataLoader
 def _validation(row: dict) -> float:
     """Validation accuracy; where nothing is labelled, every epoch is better than the one before."""
     return row.get("val", {}).get("top1", row["epoch"])
-
-
-def monitors(model: Tunable) -> dict[str, list[float]]:
-    """What a run's record tells of the stages: their weights in the fusion, σ of NGA, which are active."""
-    if not isinstance(model, MultiLayerLaFTer):
-        return {}
-    return {"stage_weights": model.fusion_weights().tolist(), "sigma": model.nga.sigma.tolist(),
-            "active_stages": list(model.active_stages)}
 
 
 def summarise(row: dict) -> str:

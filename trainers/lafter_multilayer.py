@@ -80,9 +80,10 @@ class MultiLayerLaFTer(Tunable):
         visual = self.clip.visual
         prompts = [prompt if stage in self.active_stages else None for stage, prompt in enumerate(self.multi_prompts)]
         _, stage_outputs = visual.forward_multi_stage_prompts(images, prompts, self.settings.MODE)
-        stage_logits = self.adapter(visual.project(self.nga(stage_outputs)).float())  # [stages, batch, classes]
+        features = visual.project(self.nga(stage_outputs)).float()
+        stage_logits = self.adapter(features)  # [stages, batch, classes]
         logits = torch.einsum("s,sbc->bc", self.fusion_weights(), stage_logits)
-        return Prediction(logits, [stage_logits[stage] for stage in self.active_stages])
+        return Prediction(logits, [stage_logits[stage] for stage in self.active_stages], features)
 
     def fusion_weights(self) -> Tensor:
         """The weight [stages] of each stage's logits; they sum to 1."""
@@ -110,10 +111,10 @@ class MultiLayerLaFTer(Tunable):
         NGA and fusion only once all stages are there."""
         complete = len(self.active_stages) == len(self.multi_prompts)
         return {name for name, kind in self.parameter_kinds().items()
-                if kind == "adapter" or (complete if kind == "fusion" else self._stage_of(name) in self.active_stages)}
+                if kind == "adapter" or (complete if kind == "fusion" else self.stage_of(name) in self.active_stages)}
 
-    def _stage_of(self, name: str) -> int:
-        """The stage that a prompt or LayerNorm belongs to; ln_pre is the first one's, ln_post the last one's."""
+    def stage_of(self, name: str) -> int:
+        """The stage of a prompt or LayerNorm, by its full name; ln_pre is the first one's, ln_post the last one's."""
         parts = name.split(".")
         if parts[0] == "multi_prompts":
             return int(parts[1])
