@@ -111,8 +111,8 @@ def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str
     with tqdm(total=len(cells), initial=sum(cell.finished for cell in cells), unit="run", smoothing=0) as bar:
         try:
             while waiting or running:
-                for slot in set(range(jobs)) - set(running) if waiting else ():
-                    if waiting:
+                for slot in range(jobs):
+                    if waiting and slot not in running:
                         cell = waiting.popleft()
                         running[slot] = cell, start(cell, environment(slot, jobs, gpus))
                 for slot, (cell, process) in list(running.items()):

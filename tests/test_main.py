@@ -56,6 +56,7 @@ MODES = {
     "label-free": (),
     "frozen teacher": ("PSEUDO_LABEL.TEACHER", "frozen"),
     "moving teacher": ("PSEUDO_LABEL.TEACHER", "ema"),
+    "aligned stages": ("MULTI_LAYER_PROMPT.ALIGN", "linear"),
     "templates": ("--txt_cls", "templates_only"),
     "names": ("--txt_cls", "cls_only"),
     "zero-shot labels": ("--txt_cls", "zero_shot"),

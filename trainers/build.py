@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from clip.model import CLIP
 from utils.utils import Tunable, setup_lafter_training_utils, trainable_parameters
 
+from .alignment import fit_alignment
 from .engine import Training
 from .lafter import LaFTer
 from .lafter_multilayer import MultiLayerLaFTer
@@ -24,9 +25,9 @@ TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 
 def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num_classes: int,
                   plain_loader: DataLoader) -> Tunable:
-    """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says.
+    """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says, its stages read as ALIGN says.
 
-    `plain_loader` gives the training images' weak views; `tokens` looks at PROMPT_INIT_IMAGES of them.
+    `plain_loader` gives the training images' weak views; `tokens` looks at PROMPT_INIT_IMAGES of them, ALIGN at all.
     """
     torch.manual_seed(cfg.SEED)
     multi_layer = cfg.TRAINER.NAME == "MultiLayerLaFTer"
@@ -36,7 +37,10 @@ def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num
         images = sample_images(plain_loader, cfg.PROMPT_INIT_IMAGES, cfg.SEED).to(clip_model.visual.proj.device)
         prompts = token_prompts(clip_model, images, num, cfg.SEED)
         prompts = prompts if multi_layer else prompts[0]
-    return TRAINERS[cfg.TRAINER.NAME](clip_model, classifier, num_classes, cfg, prompts)
+    model = TRAINERS[cfg.TRAINER.NAME](clip_model, classifier, num_classes, cfg, prompts)
+    if multi_layer and cfg.MULTI_LAYER_PROMPT.ALIGN == "linear":
+        model.alignment = fit_alignment(model, plain_loader, cfg.MULTI_LAYER_PROMPT.ALIGN_RIDGE)
+    return model
 
 
 def sample_images(loader: DataLoader, count: int, seed: int) -> Tensor:

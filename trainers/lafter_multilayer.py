@@ -74,16 +74,23 @@ class MultiLayerLaFTer(Tunable):
         self.stage_fusion = nn.Parameter(fusion_start(len(stages), self.settings.FUSION_START)
                                          .to(self.adapter.weight.device))
         self.active_stages = tuple(range(len(stages)))
+        self.register_buffer("alignment", None)  # see trainers/alignment.py
 
     def forward(self, images: Tensor) -> Prediction:
         """Images → fused logits and the logits of the active stages, from shallow to deep."""
         visual = self.clip.visual
         prompts = [prompt if stage in self.active_stages else None for stage, prompt in enumerate(self.multi_prompts)]
         _, stage_outputs = visual.forward_multi_stage_prompts(images, prompts, self.settings.MODE)
-        features = visual.project(self.nga(stage_outputs)).float()
+        features = self.align(visual.project(self.nga(stage_outputs)).float())
         stage_logits = self.adapter(features)  # [stages, batch, classes]
         logits = torch.einsum("s,sbc->bc", self.fusion_weights(), stage_logits)
         return Prediction(logits, [stage_logits[stage] for stage in self.active_stages], features)
+
+    def align(self, features: Tensor) -> Tensor:
+        """Features [stages, batch, embed_dim] through each stage's map to the final features, where one is set."""
+        if self.alignment is None:
+            return features
+        return self.alignment[:, :1] + features @ self.alignment[:, 1:]
 
     def fusion_weights(self) -> Tensor:
         """The weight [stages] of each stage's logits; they sum to 1."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from .intervals import mean_interval
 from .tables import METHODS, Groups, Key, choose_baseline, differences, panels, scores, tuned_scores
@@ -26,7 +27,8 @@ SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "runs", "font.family": "sans
             "axes.titlesize": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
             "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
             "axes.spines.right": False, "axes.grid": True, "grid.color": "#808080", "grid.alpha": 0.3,
-            "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8, "text.parse_math": False}
+            "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8, "text.parse_math": False,
+            "axes.formatter.useoffset": False}
 LINES = 24  # more lines than colours and styles tell apart are not drawn into one panel
 
 Curve = list[tuple[int, float]]  # (epoch, value)
@@ -133,13 +135,20 @@ def _draw_panel(axis, panel: Panel) -> None:
             axis.fill_between(epochs, [min(by_epoch[epoch]) for epoch in epochs],
                               [max(by_epoch[epoch]) for epoch in epochs], color=look["color"], alpha=0.15, linewidth=0)
     positive = all(value > 0 for seeds in panel.lines.values() for curve in seeds for _, value in curve)
-    axis.set(title=panel.title, xlabel="epoch", yscale="log" if panel.log_scale and positive else "linear")
+    axis.set(title=panel.title, xlabel="epoch")
+    if panel.log_scale and positive:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the default is written in mathtext
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(ncols=2 if len(panel.lines) > 4 else 1)
 
 
 def _look(number: int) -> dict[str, str]:
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
+    """Colour and style of the nth line: neighbours differ in both, and the first LINES are all different."""
+    turn, colour = divmod(number, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": STYLES[(number + turn) % len(STYLES)]}
 
 
 # --- methods against each other -------------------------------------------------------------------------------------
@@ -217,7 +226,7 @@ def comparison_figure(members: Groups, baseline: str = "") -> Figure | None:
         return None
     reference = choose_baseline(members, baseline)
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(9.5, 1.4 + 0.27 * len(order)), layout="constrained")
+        figure = Figure(figsize=(9.5, 1.7 + 0.27 * len(order)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.2, 1])
         for place, key in enumerate(order):
             _draw_row(left, right, place, key, [100 * value for value in tuned[key]], members, reference)
@@ -226,6 +235,7 @@ def comparison_figure(members: Groups, baseline: str = "") -> Figure | None:
         if left.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2)
         left.set_yticks(range(len(order)), [key.method for key in order])
+        left.set_ylim(-0.6, len(order) - 0.4)
         left.set(xlabel="test top-1, last epoch (%)", title=", ".join(order[0].panel))
         right.axvline(0, color=INK, linewidth=0.8)
         right.set(xlabel="points, 95 % interval over common seeds", title=f"against {reference.method}")

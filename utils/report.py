@@ -27,12 +27,13 @@ STYLE = """
   :root { --page: #14171a; --text: #e6e8ea; --soft: #9aa4ae; --line: #353b42; --stripe: #1c2126; }
 }
 body { background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
-       max-width: 1100px; padding: 0 1rem; }
+       max-width: 1240px; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; }
 p, figcaption { color: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; white-space: nowrap; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: left; white-space: nowrap; }
+thead th { vertical-align: bottom; white-space: normal; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 table.matrix td { text-align: center; padding: .25rem .4rem; border: 0; }
 table.matrix tbody tr { background: none; }
