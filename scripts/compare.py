@@ -108,6 +108,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str
     failures = prepare(waiting)
     waiting = deque(cell for cell in waiting if cell.name not in failures)
     running: dict[int, tuple[Cell, subprocess.Popen]] = {}
+    shown = ""
     with tqdm(total=len(cells), initial=sum(cell.finished for cell in cells), unit="run", smoothing=0) as bar:
         try:
             while waiting or running:
@@ -122,8 +123,12 @@ def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str
                         if process.returncode or not cell.finished:
                             failures[cell.name] = f"{last_line(log_path(cell))} (see {log_path(cell)})"
                             bar.write(f"failed: {cell.name}", file=sys.stderr)
-                bar.set_postfix_str(", ".join(cell.name for cell, _ in running.values()), refresh=False)
-                bar.refresh()
+                names = ", ".join(cell.folder.name for cell, _ in running.values())
+                if names != shown:
+                    shown = names
+                    bar.set_postfix_str(names)
+                elif sys.stderr.isatty():  # the clock goes on; in a file every line would stay
+                    bar.refresh()
                 time.sleep(POLL_SECONDS)
         finally:
             stop([process for _, process in running.values()])
