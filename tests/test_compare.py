@@ -145,7 +145,7 @@ def test_the_experiments_of_the_project(path, tmp_path, monkeypatch):
 
 def test_the_ablation_changes_one_thing_at_a_time():
     cells = {cell.folder.name: cell.cfg for cell in read_experiment(PROJECT / "configs/experiments/ablation.yaml")}
-    assert len(cells) == 130
+    assert len(cells) == 135
 
     default = dict(flatten(cells["default-seed1"]))
     for name, cfg in cells.items():

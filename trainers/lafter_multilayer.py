@@ -83,7 +83,7 @@ class MultiLayerLaFTer(Tunable):
         _, stage_outputs = visual.forward_multi_stage_prompts(images, prompts, self.settings.MODE)
         features = self.align(visual.project(self.nga(stage_outputs)).float())
         stage_logits = self.adapter(features)  # [stages, batch, classes]
-        logits = torch.einsum("s,sbc->bc", self.fusion_weights(), stage_logits)
+        logits = self.fuse(stage_logits)
         return Prediction(logits, [stage_logits[stage] for stage in self.active_stages], features)
 
     def align(self, features: Tensor) -> Tensor:
@@ -91,6 +91,14 @@ class MultiLayerLaFTer(Tunable):
         if self.alignment is None:
             return features
         return self.alignment[:, :1] + features @ self.alignment[:, 1:]
+
+    def fuse(self, stage_logits: Tensor) -> Tensor:
+        """The stages' logits [stages, batch, classes] → [batch, classes], weighted by `fusion_weights`; with FUSION
+        `confidence` for each image also by each stage's highest probability, through which no gradient flows."""
+        if self.settings.FUSION == "learned":
+            return torch.einsum("s,sbc->bc", self.fusion_weights(), stage_logits)
+        weights = self.fusion_weights()[:, None] * stage_logits.detach().softmax(-1).amax(-1)  # [stages, batch]
+        return torch.einsum("sb,sbc->bc", weights / weights.sum(0), stage_logits)
 
     def fusion_weights(self) -> Tensor:
         """The weight [stages] of each stage's logits; they sum to 1."""

@@ -26,6 +26,7 @@ CHOICES = {
     "PROMPT_INIT": ("uniform", "tokens"),
     "MULTI_LAYER_PROMPT.MODE": ("append", "replace"),
     "MULTI_LAYER_PROMPT.NGA": ("gaussian", "uniform", "last"),
+    "MULTI_LAYER_PROMPT.FUSION": ("learned", "confidence"),
     "MULTI_LAYER_PROMPT.ALIGN": ("none", "linear"),
     "DATASET.LABEL_SOURCE": ("votes", "keyword"),
     "DATASET.NEUTRAL": ("drop", "keep"),
@@ -76,6 +77,7 @@ def default_config() -> CN:
     cfg.PROMPT_NUM = 50  # LaFTer's; MultiLayerLaFTer has MULTI_LAYER_PROMPT.NUM per stage
     cfg.MULTI_LAYER_PROMPT = CN(dict(
         MODE="append", NUM=16, STAGES=[], NGA="gaussian", SIGMA=1.0, FUSION_START=0.97, CONSISTENCY=0.1,
+        FUSION="learned",  # confidence: for each image also by each stage's own confidence
         ALIGN="none", ALIGN_RIDGE=0.1,  # linear: a fixed map of each stage's features to the final ones
         PROGRESSIVE_TRAINING=True, WARMUP_EPOCHS=2, PROGRESSIVE_EPOCHS=3))
     cfg.DUAL_TASK = CN(dict(ENABLED=False, LAMBDA=0.8, TEMPERATURE=1.0))
