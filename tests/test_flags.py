@@ -36,7 +36,7 @@ SETS = {
     "--scheduler-gamma": (["0.5"], {"OPTIM.GAMMA": 0.5}),
     "--weight-decay": (["0.3"], {"OPTIM.WEIGHT_DECAY": 0.3}),
     "--acc-batches": (["4"], {"OPTIM.ACCUMULATE": 4}),
-    "--arch": (["ViT-L/14"], {"MODEL.BACKBONE.NAME": "ViT-L/14"}),
+    "--arch": (["ViT-B/16"], {"MODEL.BACKBONE.NAME": "ViT-B/16"}),
     "--gpt_prompts": ([], {"TEXT.MODE": "lafter"}),
     "--text_prompts": ([], {"TEXT.MODE": "templates_only"}),
     "--zero_shot": ([], {"TEXT.MODE": "zero_shot", "TRAIN.SKIP": True}),

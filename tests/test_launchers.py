@@ -51,8 +51,8 @@ def handed_over(path: Path) -> list[str]:
 
 
 def test_every_script_has_its_twin():
-    assert {path.stem for path in SHELL} == {path.stem for path in BATCH} == {*LAUNCHERS, SEVERAL, "demo", "test",
-                                                                                    "setup_env"}
+    expected = {*LAUNCHERS, SEVERAL, "compare", "demo", "test", "setup_env"}
+    assert {path.stem for path in SHELL} == {path.stem for path in BATCH} == expected
 
 
 @pytest.mark.parametrize("name", [*LAUNCHERS, SEVERAL, "demo"])
@@ -198,6 +198,13 @@ def test_the_demo_trains_both_and_compares_them(project, tmp_path):
     runs = tmp_path / "output" / "demo"
     assert [Path(arguments[arguments.index("--output-dir") + 1]) for arguments in given] == [runs, runs]
     assert compared == f"compared {runs}"
+
+
+def test_an_experiment_is_handed_over_whole(project, tmp_path):
+    (project / "scripts" / "compare.py").write_text(
+        "import json, os, sys\nprint(json.dumps([sys.argv[1:], os.getcwd()]))\n", encoding="utf-8")
+    done = start(project / "scripts" / ("compare" + NATIVE), "demo", "--jobs", "2", "--root", "my data", cwd=tmp_path)
+    assert json.loads(done.stdout) == [["demo", "--jobs", "2", "--root", "my data"], str(tmp_path)]
 
 
 def test_an_environment_is_made_once_in_the_projects_folder(project, tmp_path):

@@ -56,6 +56,7 @@ MODES = {
     "label-free": (),
     "frozen teacher": ("PSEUDO_LABEL.TEACHER", "frozen"),
     "moving teacher": ("PSEUDO_LABEL.TEACHER", "ema"),
+    "aligned stages": ("MULTI_LAYER_PROMPT.ALIGN", "linear"),
     "templates": ("--txt_cls", "templates_only"),
     "names": ("--txt_cls", "cls_only"),
     "zero-shot labels": ("--txt_cls", "zero_shot"),
@@ -101,6 +102,12 @@ def test_all_stages_join_and_their_consistency_is_trained_and_recorded(run):
     for row in rows:
         assert row["loss"] == pytest.approx(row["cross_entropy"] + row.get("consistency", 0), abs=1e-5)
     assert rows[-1]["sigma"] != rows[0]["sigma"] and rows[-1]["stage_weights"] != rows[0]["stage_weights"]
+    for row in rows:  # the monitors: only what is active has gradients
+        trained = [norm is not None and norm > 0 for norm in row["gradient_norms"]["prompts"]]
+        assert trained == [stage in row["active_stages"] for stage in range(4)]
+        assert all(length > 0 for length in row["prompt_norms"]) and len(row["prompt_norms"]) == 4
+        lengths = {key: len(row["test"][key]) for key in ("stage_top1", "stage_agreement", "stage_cka")}
+        assert lengths == {"stage_top1": 4, "stage_agreement": 3, "stage_cka": 4}
 
 
 @pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])

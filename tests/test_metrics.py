@@ -115,8 +115,14 @@ def test_score_of_labelled_images():
     got = metrics.score(PROBS, LABELS, distributions)
     assert got == {**metrics.classification_metrics(PROBS, LABELS),
                    **metrics.distribution_metrics(PROBS, distributions)}
-    assert set(metrics.score(PROBS, LABELS)) == {"top1", "macro_f1", "ece", "per_class_accuracy"}
+    assert set(metrics.score(PROBS, LABELS)) == {"top1", "macro_f1", "ece", "per_class_accuracy", "confusion_matrix"}
+    assert got["confusion_matrix"] == metrics.confusion_matrix(PROBS, LABELS).tolist()
     assert json.loads(json.dumps(got)) == got
+
+
+def test_a_record_holds_no_huge_confusion_matrix():
+    for classes, there in ((100, True), (101, False)):
+        assert ("confusion_matrix" in metrics.score(torch.eye(classes), torch.arange(classes))) == there
 
 
 def test_score_leaves_out_unlabelled_images():

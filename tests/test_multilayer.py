@@ -289,3 +289,25 @@ def test_fusion_learns_at_a_tenth_of_the_rate(make_student):
     optimizer, *_ = setup_lafter_training_utils(training_settings(cfg), model)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == pytest.approx({"prompts": 5e-4, "layernorm": 5e-4, "adapter": 25e-4, "fusion": 5e-5})
+
+
+# --- fusion by confidence -------------------------------------------------------------------------------------------
+
+def test_fusion_by_confidence_by_hand(make_student):
+    """Four stages of equal weights, two classes, logits 0 and ln p/(1−p): a stage's confidence is max(p, 1−p)."""
+    model, _ = make_student({"MULTI_LAYER_PROMPT.FUSION": "confidence", "MULTI_LAYER_PROMPT.FUSION_START": 0.25})
+    shares = torch.tensor([0.9, 0.5, 0.2, 0.6])
+    odds = (shares / (1 - shares)).log()
+    fused = model.fuse(torch.stack([torch.zeros(4), odds], 1)[:, None])
+    confidence = torch.tensor([0.9, 0.5, 0.8, 0.6])
+    assert fused.flatten().tolist() == pytest.approx([0, (confidence @ odds / confidence.sum()).item()])
+
+
+def test_equal_confidence_leaves_the_learned_weights(make_student):
+    logits = torch.randn(1, 6, 5).expand(4, 6, 5)
+    shifted = logits + torch.arange(4.0)[:, None, None]  # the same probabilities, other logits
+    learned, confident = (make_student({"MULTI_LAYER_PROMPT.FUSION": kind})[0] for kind in ("learned", "confidence"))
+    torch.testing.assert_close(confident.fuse(shifted), learned.fuse(shifted))
+    fused = confident.fuse(shifted)
+    fused.sum().backward()
+    assert confident.stage_fusion.grad.abs().sum() > 0  # the weights still learn

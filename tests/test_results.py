@@ -1,4 +1,4 @@
-"""The summary of one run, and the table and the picture of many, from records written by hand."""
+"""The summary of one run, and the tables of many, from records written by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from PIL import Image
 
 import utils.results
 from utils.errors import InputError
-from utils.results import draw_curves, find_runs, format_summary, markdown_table, spread
+from utils.results import format_summary
+from utils.tables import (
+    accuracy_table,
+    choose_baseline,
+    difference_table,
+    distribution_table,
+    find_confusion,
+    find_runs,
+    markdown,
+    spread,
+)
 
 RESULT = {
     "dataset": "demo", "trainer": "MultiLayerLaFTer", "backbone": "ViT-B/32", "seed": 1, "supervision": "pseudo",
@@ -60,7 +70,7 @@ def test_the_summary_of_a_run_without_labels_says_so():
 # --- many -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("values, text", [
-    ([0.5], "50.0"), ([0.7, 0.72, 0.77], "73.0 ± 3.6"), ([0.5, None, 0.5], "50.0 ± 0.0"), ([None], ""), ([], ""),
+    ([50], "50.0"), ([70, 72, 77], "73.0 ± 3.6"), ([50, 50], "50.0 ± 0.0"), ([], ""),
 ])
 def test_spread_is_the_mean_and_the_sample_deviation(values, text):
     assert spread(values) == text  # 70, 72, 77: deviations -3, -1, 4, so √(26 / 2) = 3.6
@@ -74,7 +84,7 @@ def test_seeds_share_a_row(tmp_path):
     (tmp_path / "demo" / "M" / "B" / "unfinished").mkdir()
     groups = find_runs(tmp_path)
     assert sorted((key[-1], len(runs)) for key, runs in groups.items()) == [("", 3), ("trial", 1), ("wide", 3)]
-    rows = cells(markdown_table(groups))
+    rows = cells(markdown(accuracy_table(groups)))
     assert rows[0] == ["data", "supervision", "backbone", "trainer", "seeds", "zero-shot", "tuned, last epoch",
                        "published"]
     assert set("".join(rows[1])) == {"-"}
@@ -90,7 +100,7 @@ def test_published_figures_stand_beside_runs_that_they_compare_with(tmp_path):
             "d": (dict(supervision="labels"), ""), "e": (dict(dataset="mine"), "")}
     for name, (changes, _) in runs.items():
         write_run(tmp_path, name, {"last": 0.9}, **({"dataset": "cifar10"} | changes))
-    by_experiment = {row[3].split("(")[1].strip(")"): row[-1] for row in cells(markdown_table(find_runs(tmp_path)))[2:]}
+    by_experiment = {row[3].split("(")[1].strip(")"): row[-1] for row in accuracy_table(find_runs(tmp_path))[1:]}
     assert by_experiment == {name: expected for name, (_, expected) in runs.items()}
 
 
@@ -107,61 +117,61 @@ def test_a_damaged_record_is_named(tmp_path):
         find_runs(tmp_path)
 
 
-@pytest.fixture
-def figures(monkeypatch) -> list:
-    """The figures that are drawn, kept open for a look."""
-    import matplotlib
+# --- methods against each other -------------------------------------------------------------------------------------
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
-    yield drawn
-    monkeypatch.undo()
-    plt.close("all")
-
-
-def test_the_picture_shows_what_was_measured(tmp_path, figures):
-    write_run(tmp_path, "one/seed1", {"zero_shot": 0.6, "last": 0.8}, [0.6, 0.7, 0.8])
-    write_run(tmp_path, "one/seed2", {"zero_shot": 0.6, "last": 0.9}, [0.6, 0.8, 0.9])
-    write_run(tmp_path, "two/seed1", {"last": 0.5}, [0.4, 0.5], supervision="labels")
-    draw_curves(find_runs(tmp_path), tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as picture:
-        picture.load()
-        assert picture.format == "PNG" and min(picture.size) > 300
-    left, right = figures[0].axes  # a panel per data set and supervision
-    assert {left.get_title(), right.get_title()} == {"demo, pseudo, ViT-B-32", "demo, labels, ViT-B-32"}
-    axis = left if "pseudo" in left.get_title() else right
-    lines = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
-    assert lines["MultiLayerLaFTer"] == pytest.approx([60, 75, 85])  # the mean over the seeds
-    assert lines["zero-shot"] == pytest.approx([60, 60])
-    assert len(axis.get_lines()) == 4  # two runs, their mean, the baseline
+def test_differences_are_paired_by_seed(tmp_path):
+    """Differences of 1, 2 and 6 points on the seeds that both have: mean 3, s = √7, t = 4.303, so ± 6.6."""
+    for seed, (base, last) in enumerate([(0.70, 0.71), (0.80, 0.82), (0.60, 0.66)], start=1):
+        write_run(tmp_path, f"demo/base/default-seed{seed}", {"last": base, "best": base}, seed=seed)
+        write_run(tmp_path, f"demo/other/wide-seed{seed}", {"last": last, "best": base}, seed=seed)
+    write_run(tmp_path, "demo/other/wide-seed9", {"last": 0.1, "best": 0.1}, seed=9)  # the baseline lacks it
+    write_run(tmp_path, "demo/single/alone-seed1", {"last": 0.9, "best": 0.9}, seed=1)  # no interval from one seed
+    head, *rows = difference_table(find_runs(tmp_path))
+    assert head[4:] == ["against", "seeds", "last epoch", "best on validation"]
+    assert rows == [["demo", "pseudo", "ViT-B-32", "MultiLayerLaFTer (wide)", "MultiLayerLaFTer (default)", "3",
+                     "+3.0 [−3.6, +9.6]", "+0.0 [+0.0, +0.0]"]]
 
 
-def test_no_method_is_missing_in_the_picture(tmp_path, figures):
-    for i in range(12):
-        write_run(tmp_path, f"trial{i:02}", {"last": 0.5}, [0.4, 0.5])
-    draw_curves(find_runs(tmp_path), tmp_path / "picture.png")
-    labels = figures[0].axes[0].get_legend_handles_labels()[1]
-    assert sorted(labels) == [f"MultiLayerLaFTer trial{i:02}" for i in range(12)]
+def test_the_baseline_is_the_one_named_or_the_default_or_lafter(tmp_path):
+    for name, changes in {"x-seed1": dict(trainer="LaFTer"), "default-seed1": {}, "y-seed1": {}}.items():
+        write_run(tmp_path, f"runs/{name}", {"last": 0.5}, **changes)
+    groups = find_runs(tmp_path)
+    assert choose_baseline(groups).experiment == "default"
+    assert choose_baseline(groups, "y").experiment == choose_baseline(groups, "MultiLayerLaFTer (y)").experiment == "y"
+    without = {key: runs for key, runs in groups.items() if key.experiment != "default"}
+    assert choose_baseline(without).trainer == "LaFTer"
 
 
-@pytest.mark.filterwarnings("error")
-def test_runs_without_training_make_a_picture_too(tmp_path):
-    write_run(tmp_path, "zero", {"zero_shot": 0.6})
-    write_run(tmp_path, "unlabelled", {}, dataset="mine")
-    draw_curves(find_runs(tmp_path), tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as picture:
-        picture.load()
+def test_distributions_stand_beside_published_ones(tmp_path):
+    write_run(tmp_path, "one", {"last": 0.5}, dataset="emotion6", splits={"test": {"last": {"top1": 0.5, "kl": 0.25}}})
+    write_run(tmp_path, "two", {"last": 0.5}, dataset="emotion6")
+    head, run, published = distribution_table(find_runs(tmp_path))
+    assert head[5] == "KL ↓" and run[3:6] == ["MultiLayerLaFTer (one)", "1", "0.250"]
+    assert published[3:6] == ["StyleEDL (published)", "", "0.36"] and len(head) == len(run) == len(published)
 
 
-def test_the_command_writes_table_and_picture(tmp_path, caplog):
-    write_run(tmp_path, "one/seed1", {"zero_shot": 0.6, "last": 0.8}, [0.6, 0.8])
+def test_confusions_are_added_over_the_seeds(tmp_path):
+    for seed, counts in ((1, [[3, 1], [0, 4]]), (2, [[2, 2], [1, 3]])):
+        write_run(tmp_path, f"a/seed{seed}", {}, seed=seed, splits={"test": {"last": {"confusion_matrix": counts}}})
+    write_run(tmp_path, "b/seed1", {"last": 0.5}, trainer="LaFTer")
+    plain, staged = find_runs(tmp_path).values()
+    assert find_confusion(staged) == [[5, 3], [1, 7]] and find_confusion(plain) == []
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+def test_the_command_writes_tables_pictures_and_report(tmp_path, caplog):
+    for seed in (1, 2):
+        write_run(tmp_path, f"one/seed{seed}", {"zero_shot": 0.6, "last": 0.8}, [0.6, 0.8], seed=seed)
+        write_run(tmp_path, f"two/seed{seed}", {"last": 0.7}, [0.6, 0.7], seed=seed, trainer="LaFTer")
     with caplog.at_level(logging.INFO):
-        utils.results.main([str(tmp_path)])
-    table = (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert table == markdown_table(find_runs(tmp_path)) + "\n"
-    assert table.strip() in caplog.text
-    with Image.open(tmp_path / "results.png") as picture:
-        assert picture.format == "PNG"
+        utils.results.main([str(tmp_path), "--html", str(tmp_path / "page.html"), "--markdown", str(tmp_path / "t.md")])
+    groups = find_runs(tmp_path)
+    written = (tmp_path / "t.md").read_text(encoding="utf-8")
+    for table in (accuracy_table(groups), difference_table(groups)):
+        assert markdown(table) in written and markdown(table) in caplog.text
+    for name in ("results.png", "comparison.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG"
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert not (tmp_path / "report.html").exists()

@@ -14,6 +14,7 @@ from clip.model import CLIP
 from utils.errors import InputError
 from utils.utils import Tunable, setup_lafter_training_utils, trainable_parameters
 
+from .alignment import empty_alignment, fit_alignment
 from .lafter import LaFTer
 from .lafter_multilayer import MultiLayerLaFTer
 from .prompts import token_prompts
@@ -25,10 +26,10 @@ TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 
 def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num_classes: int,
                   plain_loader: DataLoader | None) -> Tunable:
-    """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says.
+    """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says, its stages read as ALIGN says.
 
-    `plain_loader` gives the training images' weak views; only `tokens` needs it, and looks at PROMPT_INIT_IMAGES of
-    them.
+    `plain_loader` gives the training images' weak views: `tokens` looks at PROMPT_INIT_IMAGES of them, ALIGN at all.
+    None for a model whose state is loaded afterwards.
     """
     torch.manual_seed(cfg.SEED)
     multi_layer = cfg.TRAINER.NAME == "MultiLayerLaFTer"
@@ -38,7 +39,11 @@ def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num
         images = sample_images(plain_loader, cfg.PROMPT_INIT_IMAGES, cfg.SEED).to(clip_model.visual.proj.device)
         prompts = token_prompts(clip_model, images, num, cfg.SEED)
         prompts = prompts if multi_layer else prompts[0]
-    return TRAINERS[cfg.TRAINER.NAME](clip_model, classifier, num_classes, cfg, prompts)
+    model = TRAINERS[cfg.TRAINER.NAME](clip_model, classifier, num_classes, cfg, prompts)
+    if multi_layer and cfg.MULTI_LAYER_PROMPT.ALIGN == "linear":
+        model.alignment = (empty_alignment(model) if plain_loader is None else
+                           fit_alignment(model, plain_loader, cfg.MULTI_LAYER_PROMPT.ALIGN_RIDGE))
+    return model
 
 
 def sample_images(loader: DataLoader, count: int, seed: int) -> Tensor:

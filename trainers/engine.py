@@ -23,7 +23,7 @@ from utils.utils import Tunable
 
 from . import distributed
 from .collect import collect
-from .lafter_multilayer import MultiLayerLaFTer
+from .monitors import GradientMonitor, StageMonitor, model_monitors
 from .objective import Objective
 from .training import Progress, Training
 
@@ -32,26 +32,32 @@ log = logging.getLogger(__name__)
 COUNTS = ("images", "known", "right", "grad_norm", "steps")  # sums beside those of the loss and its parts
 
 
-def predict(model: Tunable, loader: DataLoader, what: str = "evaluation") -> dict[str, object]:
+def predict(model: Tunable, loader: DataLoader, what: str = "evaluation",
+            monitor: StageMonitor | None = None) -> dict[str, object]:
     """`probabilities` [n, classes] of a loader's weak views, and what `collect` adds to them."""
     device = model.adapter.weight.device
 
     def probabilities(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"probabilities": model(batch["weak"].to(device, non_blocking=True)).logits.softmax(-1)}
+        prediction = model(batch["weak"].to(device, non_blocking=True))
+        if monitor:
+            monitor.update(prediction, model.adapter, batch["label"])
+        return {"probabilities": prediction.logits.softmax(-1)}
 
     return collect(loader, probabilities, what)
 
 
 def evaluate(model: Tunable, loaders: dict[str, DataLoader],
              references: dict[str, Tensor] | None = None) -> dict[str, dict[str, object]]:
-    """The metrics of each split; the same forward as in training. `unreadable` lists what was said of images
-    that were left out, if there are any. Where nothing is labelled, `references` holds what agreement is measured
-    with: for each split, the classes [n] that the text classifier predicts."""
+    """The metrics of each split and what the stages say by themselves; the same forward as in training. `unreadable`
+    lists what was said of images that were left out, if there are any. Where nothing is labelled, `references` holds
+    what agreement is measured with: for each split, the classes [n] that the text classifier predicts."""
     metrics = {}
     for split, loader in loaders.items():
-        outputs = predict(model, loader, split)
+        monitor = StageMonitor()
+        outputs = predict(model, loader, split, monitor)
+        monitor.share()
         metrics[split] = score(outputs["probabilities"], outputs["labels"], outputs.get("distributions"),
-                               (references or {}).get(split))
+                               (references or {}).get(split)) | monitor.result()
         if outputs["unreadable"]:
             metrics[split]["unreadable"] = outputs["unreadable"]
     return metrics
@@ -67,7 +73,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
     progress, sampler, sums = training.progress, loader.sampler, Counter(training.progress.sums)
     begin, accumulate = time.perf_counter() - progress.seconds, cfg.OPTIM.ACCUMULATE
     sampler.epoch, sampler.start = training.epoch, progress.step
-    batches, images = iter(loader), 0
+    batches, images, gradients = iter(loader), 0, GradientMonitor(training.model, progress.gradients)
     bar = tqdm(total=sampler.batches, initial=progress.step, leave=False, disable=not distributed.is_main(),
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
     with training.interrupts.deferred(), bar:
@@ -85,6 +91,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
                 if images:
                     sums["grad_norm"] += finish_gradients(training, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
                     sums["steps"] += 1
+                    gradients.update()
                     update(training)
                 images = 0
                 progress.advance(step + 1, sums, time.perf_counter() - begin)
@@ -93,7 +100,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
             if step % cfg.TRAIN.PRINT_FREQ == 0 and batch["images"]:
                 bar.set_postfix(loss=f"{batch['loss'] / batch['images']:.4f}")
     training.note_unreadable(progress.unreadable)
-    return summarise_epoch(training)
+    return summarise_epoch(training) | gradients.result()
 
 
 def forward(training: Training, objective: Objective, batch: dict) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -226,7 +233,7 @@ def run_epoch(training: Training, objective: Objective, train_loader: DataLoader
     training.model.start_epoch(training.epoch)
     rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     row = {"epoch": training.epoch + 1, "lr": rates,
-           **train_one_epoch(training, objective, train_loader, cfg), **monitors(training.model)}
+           **train_one_epoch(training, objective, train_loader, cfg), **model_monitors(training.model)}
     row["train_seconds"] = training.progress.seconds
     return row | evaluate(training.model, eval_loaders, training.references)
 
@@ -253,14 +260,6 @@ def end_epoch(training: Training, row: dict[str, object], cfg: CfgNode, run: Run
 def _validation(row: dict) -> float:
     """Validation accuracy; where nothing is labelled, every epoch is better than the one before."""
     return row.get("val", {}).get("top1", row["epoch"])
-
-
-def monitors(model: Tunable) -> dict[str, list[float]]:
-    """What a run's record tells of the stages: their weights in the fusion, σ of NGA, which are active."""
-    if not isinstance(model, MultiLayerLaFTer):
-        return {}
-    return {"stage_weights": model.fusion_weights().tolist(), "sigma": model.nga.sigma.tolist(),
-            "active_stages": list(model.active_stages)}
 
 
 def summarise(row: dict) -> str:

@@ -15,10 +15,12 @@ from utils.utils import Tunable
 
 
 class Prediction(NamedTuple):
-    """Logits [batch, classes], and the logits of each active stage where a model has several."""
+    """Logits [batch, classes]; where a model has stages, the logits of each active one, and the features
+    [stages, batch, embed_dim] of all, which the shared head classifies."""
 
     logits: Tensor
     stage_logits: Sequence[Tensor] = ()
+    stage_features: Tensor | None = None
 
 
 class LaFTer(Tunable):

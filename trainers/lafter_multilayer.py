@@ -74,15 +74,31 @@ class MultiLayerLaFTer(Tunable):
         self.stage_fusion = nn.Parameter(fusion_start(len(stages), self.settings.FUSION_START)
                                          .to(self.adapter.weight.device))
         self.active_stages = tuple(range(len(stages)))
+        self.register_buffer("alignment", None)  # see trainers/alignment.py
 
     def forward(self, images: Tensor) -> Prediction:
         """Images → fused logits and the logits of the active stages, from shallow to deep."""
         visual = self.clip.visual
         prompts = [prompt if stage in self.active_stages else None for stage, prompt in enumerate(self.multi_prompts)]
         _, stage_outputs = visual.forward_multi_stage_prompts(images, prompts, self.settings.MODE)
-        stage_logits = self.adapter(visual.project(self.nga(stage_outputs)).float())  # [stages, batch, classes]
-        logits = torch.einsum("s,sbc->bc", self.fusion_weights(), stage_logits)
-        return Prediction(logits, [stage_logits[stage] for stage in self.active_stages])
+        features = self.align(visual.project(self.nga(stage_outputs)).float())
+        stage_logits = self.adapter(features)  # [stages, batch, classes]
+        logits = self.fuse(stage_logits)
+        return Prediction(logits, [stage_logits[stage] for stage in self.active_stages], features)
+
+    def align(self, features: Tensor) -> Tensor:
+        """Features [stages, batch, embed_dim] through each stage's map to the final features, where one is set."""
+        if self.alignment is None:
+            return features
+        return self.alignment[:, :1] + features @ self.alignment[:, 1:]
+
+    def fuse(self, stage_logits: Tensor) -> Tensor:
+        """The stages' logits [stages, batch, classes] → [batch, classes], weighted by `fusion_weights`; with FUSION
+        `confidence` for each image also by each stage's highest probability, through which no gradient flows."""
+        if self.settings.FUSION == "learned":
+            return torch.einsum("s,sbc->bc", self.fusion_weights(), stage_logits)
+        weights = self.fusion_weights()[:, None] * stage_logits.detach().softmax(-1).amax(-1)  # [stages, batch]
+        return torch.einsum("sb,sbc->bc", weights / weights.sum(0), stage_logits)
 
     def fusion_weights(self) -> Tensor:
         """The weight [stages] of each stage's logits; they sum to 1."""
@@ -110,10 +126,10 @@ class MultiLayerLaFTer(Tunable):
         NGA and fusion only once all stages are there."""
         complete = len(self.active_stages) == len(self.multi_prompts)
         return {name for name, kind in self.parameter_kinds().items()
-                if kind == "adapter" or (complete if kind == "fusion" else self._stage_of(name) in self.active_stages)}
+                if kind == "adapter" or (complete if kind == "fusion" else self.stage_of(name) in self.active_stages)}
 
-    def _stage_of(self, name: str) -> int:
-        """The stage that a prompt or LayerNorm belongs to; ln_pre is the first one's, ln_post the last one's."""
+    def stage_of(self, name: str) -> int:
+        """The stage of a prompt or LayerNorm, by its full name; ln_pre is the first one's, ln_post the last one's."""
         parts = name.split(".")
         if parts[0] == "multi_prompts":
             return int(parts[1])

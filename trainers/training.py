@@ -30,6 +30,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     unreadable: list[str] = field(default_factory=list)  # what was said of images that were left out
+    gradients: dict[str, list[float]] = field(default_factory=dict)  # see GradientMonitor
 
     def advance(self, step: int, sums: dict[str, float], seconds: float) -> None:
         self.step, self.sums, self.seconds = step, dict(sums), seconds
@@ -108,17 +109,21 @@ class Training:
 
 
 def tuned_state(model: Tunable) -> dict[str, Tensor]:
-    """What differs from the CLIP file: the parameters that the model declares trainable, on the CPU."""
+    """What differs from the CLIP file, on the CPU: the parameters that the model declares trainable, and buffers."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in _tuned_tensors(model).items()}
+
+
+def _tuned_tensors(model: Tunable) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
-    return {name: parameters[name].detach().cpu().clone() for name in model.parameter_kinds()}
+    return {name: parameters[name] for name in model.parameter_kinds()} | dict(model.named_buffers())
 
 
 def load_tuned(model: Tunable, state: dict[str, Tensor]) -> None:
     """Put `tuned_state` back. Raises InputError for names or shapes that do not fit."""
-    parameters = dict(model.named_parameters())
-    wrong = set(state) ^ set(model.parameter_kinds()) or {n for n in state if state[n].shape != parameters[n].shape}
+    tuned = _tuned_tensors(model)
+    wrong = set(state) ^ set(tuned) or {name for name in state if state[name].shape != tuned[name].shape}
     if wrong:
         raise InputError(f"the checkpoint does not fit the model: {', '.join(sorted(wrong)[:5])}")
     with torch.no_grad():
         for name, tensor in state.items():
-            parameters[name].copy_(tensor)
+            tuned[name].copy_(tensor)

@@ -26,6 +26,8 @@ CHOICES = {
     "PROMPT_INIT": ("uniform", "tokens"),
     "MULTI_LAYER_PROMPT.MODE": ("append", "replace"),
     "MULTI_LAYER_PROMPT.NGA": ("gaussian", "uniform", "last"),
+    "MULTI_LAYER_PROMPT.FUSION": ("learned", "confidence"),
+    "MULTI_LAYER_PROMPT.ALIGN": ("none", "linear"),
     "DATASET.LABEL_SOURCE": ("votes", "keyword"),
     "DATASET.NEUTRAL": ("drop", "keep"),
     "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
@@ -80,6 +82,8 @@ def default_config() -> CN:
     cfg.PROMPT_NUM = 50  # LaFTer's; MultiLayerLaFTer has MULTI_LAYER_PROMPT.NUM per stage
     cfg.MULTI_LAYER_PROMPT = CN(dict(
         MODE="append", NUM=16, STAGES=[], NGA="gaussian", SIGMA=1.0, FUSION_START=0.97, CONSISTENCY=0.1,
+        FUSION="learned",  # confidence: for each image also by each stage's own confidence
+        ALIGN="none", ALIGN_RIDGE=0.1,  # linear: a fixed map of each stage's features to the final ones
         PROGRESSIVE_TRAINING=True, WARMUP_EPOCHS=2, PROGRESSIVE_EPOCHS=3))
     cfg.DUAL_TASK = CN(dict(ENABLED=False, LAMBDA=0.8, TEMPERATURE=1.0))
     cfg.TRAINER = CN(dict(NAME="LaFTer"))
@@ -234,7 +238,8 @@ def check_config(cfg: CN) -> None:
             raise InputError(f"{key} is {values[key]}; it must be a list of numbers")
         if key != "OPTIM.STEPSIZE" and len(values[key]) != 3:
             raise InputError(f"{key} is {values[key]}; it needs a value for each of the 3 channels")
-    for key in ("OPTIM.LR", "TEXT.LR", "DATASET.SIGMA_CONF", "MULTI_LAYER_PROMPT.SIGMA", "DUAL_TASK.TEMPERATURE"):
+    for key in ("OPTIM.LR", "TEXT.LR", "DATASET.SIGMA_CONF", "MULTI_LAYER_PROMPT.SIGMA", "DUAL_TASK.TEMPERATURE",
+                "MULTI_LAYER_PROMPT.ALIGN_RIDGE"):
         if not values[key] > 0:
             raise InputError(f"{key} is {values[key]}; it must be above 0")
     for key in ("OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE",

@@ -16,6 +16,7 @@ from .data import UNKNOWN
 from .errors import InputError
 
 EPSILON = 1e-12  # the least probability inside KL's logarithm
+CONFUSION_CLASSES = 100  # with more classes the confusion matrix is too large for a record with a row per epoch
 
 Array = Tensor | np.ndarray
 
@@ -134,11 +135,15 @@ def intersection(probs: Array, targets: Array) -> float:
     return torch.minimum(p, t).sum(1).mean().item()
 
 
-def classification_metrics(probs: Array, labels: Array) -> dict[str, float | list[float | None]]:
-    """top1, per_class_accuracy (a list in class order), macro_f1 and ece, all as fractions."""
-    return {"top1": top1(probs, labels), "macro_f1": macro_f1(probs, labels),
-            "ece": expected_calibration_error(probs, labels),
-            "per_class_accuracy": per_class_accuracy(probs, labels)}
+def classification_metrics(probs: Array, labels: Array) -> dict[str, float | list]:
+    """top1, per_class_accuracy (a list in class order), macro_f1 and ece, all as fractions; and, with up to
+    CONFUSION_CLASSES classes, the counts of the confusion matrix."""
+    metrics = {"top1": top1(probs, labels), "macro_f1": macro_f1(probs, labels),
+               "ece": expected_calibration_error(probs, labels),
+               "per_class_accuracy": per_class_accuracy(probs, labels)}
+    if probs.shape[1] <= CONFUSION_CLASSES:
+        metrics["confusion_matrix"] = confusion_matrix(probs, labels).tolist()
+    return metrics
 
 
 def distribution_metrics(probs: Array, targets: Array) -> dict[str, float]:

@@ -1,0 +1,204 @@
+"""Run an experiment: all runs of a grid that have no final.json yet, several at a time, then their report.
+
+    python scripts/compare.py configs/experiments/demo.yaml --jobs 2
+
+The YAML (see README.md, "Compare runs") names the runs. What follows the file and is no flag of this program goes to
+every LaFTer.py: `--root data --device cpu DATALOADER.NUM_WORKERS 0`. An unfinished run goes on from its last
+checkpoint; a failed one does not stop the others, and the program ends with status 1. Each run's output lies beside
+its folder, as NAME.log. Ctrl-C stops all; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
+
+import utils.results
+from clip import ClipError
+from LaFTer import exit_with_message, load_clip
+from utils.config import PROJECT
+from utils.datasets import load_dataset
+from utils.errors import InputError
+from utils.experiment import Cell, read_experiment
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10  # between asking a run to stop and ending it
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Run an experiment's runs and report them. What follows the file and "
+                                                 "is no flag listed here goes to every LaFTer.py.", allow_abbrev=False)
+    parser.add_argument("experiment", type=Path, help="YAML of the experiment, such as configs/experiments/demo.yaml")
+    parser.add_argument("--output", default="", help="folder for the runs instead of the YAML's")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only the runs whose name, as --dry-run lists it, "
+                                                                    "holds this")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at a time (default: one, or one per GPU)")
+    parser.add_argument("--gpus", default="", help="GPUs that the jobs take turns on, such as 0,1")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands, run nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, extra = build_parser().parse_known_args(argv)
+    cells = select(read_experiment(find_experiment(args.experiment), args.output, extra), args.only)
+    if args.dry_run:
+        for cell in cells:
+            state = "finished" if cell.finished else "unfinished" if cell.begun else "to run"
+            print(f"{cell.name} ({state}): {shlex.join(command(cell))}")
+        return
+    gpus = [gpu.strip() for gpu in args.gpus.split(",") if gpu.strip()]
+    if args.jobs < 0:
+        raise InputError(f"--jobs {args.jobs}: give the number of runs at a time")
+    for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does: the runs must not outlive this program
+        if name in signal.Signals.__members__:
+            signal.signal(signal.Signals[name], signal.default_int_handler)
+    try:
+        failures = run_cells(cells, args.jobs or max(1, len(gpus)), gpus)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on where this one was")
+    if any(cell.finished for cell in cells):
+        utils.results.main([args.output or str(cells[0].folder.parents[3])])
+    for cell, reason in failures.items():
+        print(f"failed: {cell}: {reason}", file=sys.stderr)
+    if failures:
+        sys.exit(f"{len(failures)} of {len(cells)} runs failed; the same command tries them again")
+
+
+def find_experiment(path: Path) -> Path:
+    """The file, from here or from the project's folder, or by the bare name of one in configs/experiments."""
+    folder = PROJECT / "configs" / "experiments"
+    for candidate in (path, PROJECT / path, folder / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+    raise FileNotFoundError(f"no experiment {path}; known by name: {known}")
+
+
+def select(cells: list[Cell], pattern: str) -> list[Cell]:
+    """The cells whose name matches --only."""
+    try:
+        chosen = [cell for cell in cells if re.search(pattern, cell.name)]
+    except re.error as error:
+        raise InputError(f"--only {pattern!r} is no regular expression: {error}") from error
+    if not chosen:
+        raise InputError(f"--only {pattern!r} matches none of the {len(cells)} runs, such as {cells[0].name}")
+    return chosen
+
+
+def command(cell: Cell) -> list[str]:
+    return [sys.executable, str(PROJECT / "LaFTer.py"), *cell.arguments]
+
+
+def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Run what is not finished, `jobs` at a time; returns why each failed run failed, by name."""
+    waiting = deque(cell for cell in cells if not cell.finished)
+    failures = prepare(waiting)
+    waiting = deque(cell for cell in waiting if cell.name not in failures)
+    running: dict[int, tuple[Cell, subprocess.Popen]] = {}
+    shown = ""
+    with tqdm(total=len(cells), initial=sum(cell.finished for cell in cells), unit="run", smoothing=0) as bar:
+        try:
+            while waiting or running:
+                for slot in range(jobs):
+                    if waiting and slot not in running:
+                        cell = waiting.popleft()
+                        running[slot] = cell, start(cell, environment(slot, jobs, gpus))
+                for slot, (cell, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[slot]
+                        bar.update()
+                        if process.returncode or not cell.finished:
+                            failures[cell.name] = f"{last_line(log_path(cell))} (see {log_path(cell)})"
+                            bar.write(f"failed: {cell.name}", file=sys.stderr)
+                names = ", ".join(cell.folder.name for cell, _ in running.values())
+                if names != shown:
+                    shown = names
+                    bar.set_postfix_str(names)
+                elif sys.stderr.isatty():  # the clock goes on; in a file every line would stay
+                    bar.refresh()
+                time.sleep(POLL_SECONDS)
+        finally:
+            stop([process for _, process in running.values()])
+    return failures
+
+
+def prepare(cells: Sequence[Cell]) -> dict[str, str]:
+    """Read each data set and backbone once, so that what has to be drawn or downloaded is there before several runs
+    want it at the same time. Returns why cells cannot run, by name."""
+    outcomes: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for cell in cells:
+        needs = cell.cfg.clone()
+        needs.defrost()
+        needs.DEVICE = "cpu"
+        key = "\n".join([needs.DATASET.dump(), needs.MODEL.dump(), str(needs.INPUT.SIZE),
+                         str(needs.MULTI_LAYER_PROMPT.STAGES)])
+        if key not in reasons:
+            try:
+                load_dataset(needs)
+                load_clip(needs)
+                reasons[key] = ""
+            except (InputError, ClipError, FileNotFoundError) as error:
+                reasons[key] = str(error)
+        if reasons[key]:
+            outcomes[cell.name] = reasons[key]
+    return outcomes
+
+
+def environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
+    """For the run in a slot: its GPU, its share of the cores, no progress bars in its log."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    env = {"OMP_NUM_THREADS": str(threads), **os.environ, "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8"}
+    return env | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
+
+
+def log_path(cell: Cell) -> Path:
+    return cell.folder.with_name(cell.folder.name + ".log")
+
+
+def start(cell: Cell, env: dict[str, str]) -> subprocess.Popen:
+    """Start a run; it and the processes that it starts are a group of their own, which Ctrl-C does not reach."""
+    log_path(cell).parent.mkdir(parents=True, exist_ok=True)
+    with log_path(cell).open("a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(command(cell))}\n")
+        log.flush()
+        return subprocess.Popen(command(cell), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env,
+                                start_new_session=os.name == "posix",
+                                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """End runs and, where the system has process groups, their loaders' processes; a checkpoint is whole or absent."""
+    for process in processes:
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def last_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+
+
+if __name__ == "__main__":
+    exit_with_message(main)
