@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 import clip
@@ -28,10 +27,11 @@ from trainers.text_classifier import train_text_classifier
 from trainers.texts import text_features
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.config import image_size, load_config, resolve_path
-from utils.data import Splits, build_loader, load_splits
+from utils.data import Splits, ViewLoader, build_loader, load_splits
 from utils.datasets import load_dataset
 from utils.errors import InputError, TrainingError
 from utils.flags import Flags, parse_flags
+from utils.image_cache import ImageCache
 from utils.logs import collect_logs, start_logging
 from utils.metrics import score
 from utils.pictures import choose_items, draw_predictions
@@ -81,7 +81,7 @@ def configure(flags: Flags) -> CfgNode:
 def run_phases(cfg: CfgNode, splits: Splits, run: Run) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
     clip_model = load_clip(cfg)
-    loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
+    loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution, clip_model.visual.proj.device)
     evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
     result = {"dataset": splits.name, "trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME,
               "seed": cfg.SEED, "supervision": cfg.TRAIN.SUPERVISION, "classnames": splits.classnames,
@@ -110,7 +110,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run) -> dict:
     return result | {"epochs": training.epoch, "best_epoch": rows["best"]["epoch"]}
 
 
-def draw_examples(splits: Splits, model: Tunable, loader: DataLoader, seed: int, path: Path) -> None:
+def draw_examples(splits: Splits, model: Tunable, loader: ViewLoader, seed: int, path: Path) -> None:
     """A picture of a dozen test images with their annotated distributions and the model's."""
     items = [splits.test[index] for index in choose_items(splits.test, 12, seed)]
     outputs = predict(model, build_loader(items, loader.dataset.views, len(items), workers=0), "picture")
@@ -139,7 +139,7 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
 
 
-def build_loaders(cfg: CfgNode, splits: Splits, size: int) -> dict[str, DataLoader]:
+def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device | str = "cpu") -> dict[str, ViewLoader]:
     """`train` (shuffled, the student's and the teacher's views), `plain` (the same images, weak, in order), and
     `val` and `test` where they hold images."""
     weak, strong = build_views(size, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
@@ -150,17 +150,21 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int) -> dict[str, DataLoad
         views = {"strong": strong, "strong2": strong} if cfg.TRAIN.TWO_CROPS else {"strong": strong}
     else:
         views = {"weak": weak}
-    workers = cfg.DATALOADER.NUM_WORKERS
-    loaders = {"train": build_loader(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, workers, cfg.SEED, True),
-               "plain": build_loader(splits.train, {"weak": weak}, cfg.DATALOADER.TEST.BATCH_SIZE, workers)}
+    cache = None
+    if cfg.DATALOADER.CACHE_GB:
+        cache = ImageCache(Path(cfg.DATALOADER.CACHE_DIR or cfg.TEXT.CACHE_DIR), int(cfg.DATALOADER.CACHE_GB * 1e9))
+    common = {"workers": cfg.DATALOADER.NUM_WORKERS, "cache": cache, "device": device}
+    loaders = {"train": build_loader(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=cfg.SEED,
+                                     shuffle=True, **common),
+               "plain": build_loader(splits.train, {"weak": weak}, cfg.DATALOADER.TEST.BATCH_SIZE, **common)}
     for split in ("val", "test"):
         items = getattr(splits, split)
         if items:
-            loaders[split] = build_loader(items, {"weak": weak}, cfg.DATALOADER.TEST.BATCH_SIZE, workers)
+            loaders[split] = build_loader(items, {"weak": weak}, cfg.DATALOADER.TEST.BATCH_SIZE, **common)
     return loaders
 
 
-def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, DataLoader],
+def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, ViewLoader],
                result: dict) -> Tensor:
     """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim]."""
     num_classes = len(splits.classnames)
@@ -206,7 +210,7 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
         clip_model = load_clip(cfg)
         if state["clip_hash"] != clip.weights_hash(clip_model):
             raise InputError(f"{folder} was trained on another backbone than {cfg.MODEL.BACKBONE.NAME}")
-        loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
+        loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution, clip_model.visual.proj.device)
         model = build_student(cfg, clip_model, None, len(splits.classnames), loaders["plain"])
         load_tuned(model, state["model"])
         model.start_epoch(state["epoch"] - 1)

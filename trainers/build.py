@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from clip.model import CLIP
+from utils.data import ViewLoader
 from utils.utils import Tunable, setup_lafter_training_utils, trainable_parameters
 
 from .engine import Training
@@ -23,7 +23,7 @@ TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 
 
 def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num_classes: int,
-                  plain_loader: DataLoader) -> Tunable:
+                  plain_loader: ViewLoader) -> Tunable:
     """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says.
 
     `plain_loader` gives the training images' weak views; `tokens` looks at PROMPT_INIT_IMAGES of them.
@@ -39,11 +39,10 @@ def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num
     return TRAINERS[cfg.TRAINER.NAME](clip_model, classifier, num_classes, cfg, prompts)
 
 
-def sample_images(loader: DataLoader, count: int, seed: int) -> Tensor:
+def sample_images(loader: ViewLoader, count: int, seed: int) -> Tensor:
     """Weak views [count, 3, r, r] of a seeded draw of the loader's images, fewer where there are fewer."""
-    dataset = loader.dataset
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.stack([dataset[0, int(index)]["weak"] for index in order])
+    order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(seed))[:count]
+    return loader.load(order.tolist())["weak"]
 
 
 def training_settings(cfg: CfgNode) -> SimpleNamespace:

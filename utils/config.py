@@ -60,7 +60,9 @@ def default_config() -> CN:
         INTERPOLATION="bicubic",
         PIXEL_MEAN=[0.48145466, 0.4578275, 0.40821073], PIXEL_STD=[0.26862954, 0.26130258, 0.27577711],
         TRANSFORMS=["random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur"]))
-    cfg.DATALOADER = CN(dict(NUM_WORKERS=2, TRAIN_X=CN(dict(BATCH_SIZE=50)), TEST=CN(dict(BATCH_SIZE=100))))
+    cfg.DATALOADER = CN(dict(
+        NUM_WORKERS=2, TRAIN_X=CN(dict(BATCH_SIZE=50)), TEST=CN(dict(BATCH_SIZE=100)),
+        CACHE_GB=10.0, CACHE_DIR=""))  # decoded images, kept between runs; 0: none. "": beside the text features
     cfg.OPTIM = CN(dict(
         NAME="adamw", LR=5e-4, WEIGHT_DECAY=0.01, MOMENTUM=0.9, MAX_EPOCH=50, ADAPTER_LR_SCALE=5.0, FUSION_LR_SCALE=0.1,
         LR_SCHEDULER="cosine", WARMUP_EPOCH=3, WARMUP_TYPE="linear",
@@ -248,7 +250,7 @@ def check_config(cfg: CN) -> None:
                          "between 0 and 1")
     for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
                 "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
-                "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED"):
+                "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "DATALOADER.CACHE_GB"):
         if values[key] < 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
     if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:

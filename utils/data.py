@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from .errors import InputError
-from .transforms import View
+from .image_cache import ImageCache
+from .transforms import WeakView
 
 UNKNOWN = -1  # the label of an image without one
+PARAMS = "_params"  # after a view's name: the column of what was drawn for it
 
 
 @dataclass(frozen=True)
@@ -103,30 +106,65 @@ def read_image(path: Path) -> Image.Image:
 
 
 class ImageDataset(Dataset):
-    """Items as dictionaries: each of `views` by its name, `label`, `index` and, where annotated, `distribution`.
+    """Items as dictionaries: of each of `views` its 8-bit image by its name and `<name>_params`, what was drawn for
+    it; `label`, `index` and, where annotated, `distribution`. `ViewLoader` turns the images into views.
 
-    Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch and
-    the index alone, so neither the order nor the number of workers changes an image.
+    Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch, the
+    index and the view's place alone, so neither the order nor the number of workers changes an image. `cache`
+    spares the decoding where it has the room.
     """
 
-    def __init__(self, items: Sequence[Item], views: dict[str, View], seed: int = 0):
+    def __init__(self, items: Sequence[Item], views: dict[str, WeakView], seed: int = 0,
+                 cache: ImageCache | None = None):
         self.items, self.views, self.seed = list(items), views, seed
         self.annotated = bool(items) and all(item.distribution is not None for item in items)
+        sources = {view.source: view for view in views.values()}
+        paths = [item.path for item in items]
+        opened = {source: cache.open(paths, view, read_image) if cache else None for source, view in sources.items()}
+        self.cached = {source: images for source, images in opened.items() if images is not None}
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
         epoch, index = key
-        item = self.items[index]
-        image = read_image(item.path)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
-            sample = {name: view(image) for name, view in self.views.items()}
+        item, sample, prepared = self.items[index], {}, {}
+        for place, (name, view) in enumerate(self.views.items()):
+            if view.source not in prepared:
+                prepared[view.source] = self._prepare(view, index)
+            rng = np.random.default_rng([self.seed, epoch, index, place])
+            sample[name], sample[name + PARAMS] = view.sample(prepared[view.source], rng)
         sample |= {"label": item.label, "index": index}
         if self.annotated:
             sample["distribution"] = torch.tensor(item.distribution, dtype=torch.float32)
         return sample
+
+    def _prepare(self, view: WeakView, index: int) -> np.ndarray:
+        if view.source in self.cached:
+            return self.cached[view.source][index]
+        return view.prepare(read_image(self.items[index].path))
+
+
+class ViewLoader(DataLoader):
+    """Batches of an `ImageDataset` with their views finished on `device`: float [batch, 3, size, size], normalised."""
+
+    def __init__(self, dataset: ImageDataset, device: torch.device | str = "cpu", **options):
+        super().__init__(dataset, **options)
+        self.device = torch.device(device)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        batches = super().__iter__()  # at once, as a DataLoader's workers start
+        return (self._finish(batch) for batch in batches)
+
+    def load(self, indices: Sequence[int], epoch: int = 0) -> dict[str, Tensor]:
+        """The batch of these images, read here and now."""
+        return self._finish(default_collate([self.dataset[epoch, int(index)] for index in indices]))
+
+    def _finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, view in self.dataset.views.items():
+            images = batch[name].to(self.device, non_blocking=True)
+            batch[name] = view.finish(images, batch.pop(name + PARAMS))
+        return batch
 
 
 class EpochSampler(Sampler):
@@ -144,10 +182,11 @@ class EpochSampler(Sampler):
         return iter([(self.epoch, int(index)) for index in order])
 
 
-def build_loader(items: Sequence[Item], views: dict[str, View], batch_size: int, workers: int, seed: int = 0,
-                 shuffle: bool = False) -> DataLoader:
+def build_loader(items: Sequence[Item], views: dict[str, WeakView], batch_size: int, workers: int, seed: int = 0,
+                 shuffle: bool = False, cache: ImageCache | None = None,
+                 device: torch.device | str = "cpu") -> ViewLoader:
     """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch."""
     workers = min(workers, -(-len(items) // batch_size))  # a worker without a batch would only cost its start
-    return DataLoader(ImageDataset(items, views, seed), batch_size=batch_size, num_workers=workers,
+    return ViewLoader(ImageDataset(items, views, seed, cache), device, batch_size=batch_size, num_workers=workers,
                       sampler=EpochSampler(len(items), seed, shuffle), persistent_workers=workers > 0,
                       pin_memory=torch.cuda.is_available())
