@@ -152,7 +152,8 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device 
         views = {"weak": weak}
     cache = None
     if cfg.DATALOADER.CACHE_GB:
-        cache = ImageCache(Path(cfg.DATALOADER.CACHE_DIR or cfg.TEXT.CACHE_DIR), int(cfg.DATALOADER.CACHE_GB * 1e9))
+        folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
+        cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
     common = {"workers": cfg.DATALOADER.NUM_WORKERS, "cache": cache, "device": device}
     loaders = {"train": build_loader(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=cfg.SEED,
                                      shuffle=True, **common),

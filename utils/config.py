@@ -62,7 +62,7 @@ def default_config() -> CN:
         TRANSFORMS=["random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur"]))
     cfg.DATALOADER = CN(dict(
         NUM_WORKERS=2, TRAIN_X=CN(dict(BATCH_SIZE=50)), TEST=CN(dict(BATCH_SIZE=100)),
-        CACHE_GB=10.0, CACHE_DIR=""))  # decoded images, kept between runs; 0: none. "": beside the text features
+        CACHE_GB=10.0, CACHE_DIR=""))  # decoded images, kept between runs; 0: none. "": OUTPUT_DIR/cache
     cfg.OPTIM = CN(dict(
         NAME="adamw", LR=5e-4, WEIGHT_DECAY=0.01, MOMENTUM=0.9, MAX_EPOCH=50, ADAPTER_LR_SCALE=5.0, FUSION_LR_SCALE=0.1,
         LR_SCHEDULER="cosine", WARMUP_EPOCH=3, WARMUP_TYPE="linear",

@@ -110,7 +110,7 @@ class ImageDataset(Dataset):
     it; `label`, `index` and, where annotated, `distribution`. `ViewLoader` turns the images into views.
 
     Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch, the
-    index and the view's place alone, so neither the order nor the number of workers changes an image. `cache`
+    index and the view's name alone, so neither the order nor the number of workers changes an image. `cache`
     spares the decoding where it has the room.
     """
 
@@ -129,10 +129,10 @@ class ImageDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
         epoch, index = key
         item, sample, prepared = self.items[index], {}, {}
-        for place, (name, view) in enumerate(self.views.items()):
+        for name, view in self.views.items():
             if view.source not in prepared:
                 prepared[view.source] = self._prepare(view, index)
-            rng = np.random.default_rng([self.seed, epoch, index, place])
+            rng = np.random.default_rng([self.seed, epoch, index, *name.encode()])
             sample[name], sample[name + PARAMS] = view.sample(prepared[view.source], rng)
         sample |= {"label": item.label, "index": index}
         if self.annotated:
