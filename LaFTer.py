@@ -23,6 +23,7 @@ from trainers.build import build_student, build_training, count_parameters
 from trainers.engine import evaluate, fit, load_tuned, predict
 from trainers.objective import Objective
 from trainers.plain import plain_features
+from trainers.speed import prepare_blocks
 from trainers.text_classifier import train_text_classifier
 from trainers.texts import text_features
 from utils.checkpoint import find_checkpoint, load_checkpoint
@@ -97,6 +98,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run) -> dict:
     log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
     identity = {"trainer": cfg.TRAINER.NAME, "clip_hash": clip.weights_hash(clip_model),
                 "classnames": splits.classnames}
+    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     training, criterion = build_training(cfg, clip_model, model, classifier, identity)
     if cfg.RESUME:
         resume(cfg, training, run)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import ClipError
 from .stages import check_stages, default_stages
@@ -114,6 +115,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.width, self.layers = width, layers
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, quick_gelu) for _ in range(layers))
+        self.checkpoint = False  # True: keep only each block's input for the backward pass, and compute it again there
         self.register_buffer("attn_mask", attn_mask, persistent=False)
         self._initialise()
 
@@ -130,10 +132,15 @@ class Transformer(nn.Module):
         tokens = x.shape[1]
         return None if self.attn_mask is None else self.attn_mask[:tokens, :tokens].to(x.dtype)
 
+    def _run_block(self, layer: int, x: Tensor, cls_only: bool = False) -> Tensor:
+        block, mask = self.resblocks[layer], self._mask(x)
+        if self.checkpoint and torch.is_grad_enabled():
+            return checkpoint(block, x, mask, cls_only, use_reentrant=False)
+        return block(x, mask, cls_only)
+
     def forward(self, x: Tensor) -> Tensor:
-        mask = self._mask(x)
-        for block in self.resblocks:
-            x = block(x, mask)
+        for layer in range(self.layers):
+            x = self._run_block(layer, x)
         return x
 
 
@@ -181,7 +188,7 @@ class MultiLayerTransformer(Transformer):
                 x, present = self._inject_prompt_at_stage(x, prompt), prompt.shape[1]
             outputs = []
             for layer in layers:
-                x = self.resblocks[layer](x, self._mask(x), cls_only and layer == self.layers - 1)
+                x = self._run_block(layer, x, cls_only and layer == self.layers - 1)
                 outputs.append(x[:, 0])
             stage_outputs.append(outputs)
         return x, stage_outputs
@@ -192,5 +199,5 @@ class MultiLayerTransformer(Transformer):
         for layers in self.stage_boundaries:
             inputs.append(x)
             for layer in layers:
-                x = self.resblocks[layer](x, self._mask(x))
+                x = self._run_block(layer, x)
         return inputs

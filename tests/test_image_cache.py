@@ -1,4 +1,4 @@
-"""The cache of decoded images: the same pixels as without it, rebuilt when a file changes, capped, never half written."""
+"""The cache of decoded images: the pixels as without it, made anew when a file changes, capped, never half written."""
 
 from __future__ import annotations
 

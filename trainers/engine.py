@@ -22,6 +22,7 @@ from utils.utils import Tunable
 
 from .lafter_multilayer import MultiLayerLaFTer
 from .objective import Objective
+from .speed import micro_batches
 from .teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,9 @@ def predict(model: Tunable, loader: DataLoader, what: str = "evaluation") -> dic
     device = model.adapter.weight.device
     columns = defaultdict(list)
     for batch in tqdm(loader, desc=what, leave=False):
-        prediction = model(batch["weak"].to(device, non_blocking=True))
-        columns["probabilities"].append(prediction.logits.softmax(-1).cpu())
+        for micro in micro_batches(batch):
+            prediction = model(micro["weak"].to(device, non_blocking=True))
+            columns["probabilities"].append(prediction.logits.softmax(-1).cpu())
         columns["labels"].append(batch["label"])
         if "distribution" in batch:
             columns["distributions"].append(batch["distribution"])
@@ -97,18 +99,17 @@ def evaluate(model: Tunable, loaders: dict[str, DataLoader]) -> dict[str, dict[s
 def train_one_epoch(training: Training, objective: Objective, loader: DataLoader, cfg: CfgNode) -> dict[str, object]:
     """One pass over the training images; returns the means of the loss and its parts and, where labels exist, the
     pseudo-labels' accuracy. Raises TrainingError for a loss that is not finite."""
-    model, totals, steps = training.model, defaultdict(float), len(loader)
+    totals, steps = defaultdict(float), len(loader)
     right = known = 0
     loader.sampler.epoch = training.epoch
     bar = tqdm(loader, desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}", leave=False)
     for step, batch in enumerate(bar):
-        labels = choose_labels(training, batch)
-        parts = step_loss(model, objective, labels, batch)
+        group_start = step - step % cfg.OPTIM.ACCUMULATE
+        labels, parts = backward(training, objective, batch, cfg.DATALOADER.TRAIN_X.MICRO_BATCH,
+                                 min(cfg.OPTIM.ACCUMULATE, steps - group_start))
         loss = sum(parts.values())
         if not torch.isfinite(loss):
             raise TrainingError(_not_finite(parts, training, step))
-        group_start = step - step % cfg.OPTIM.ACCUMULATE
-        training.scaler.scale(loss / min(cfg.OPTIM.ACCUMULATE, steps - group_start)).backward()
         if (step + 1) % cfg.OPTIM.ACCUMULATE == 0 or step + 1 == steps:
             update(training)
         for name, part in {"loss": loss, **parts}.items():
@@ -122,6 +123,22 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
     if training.teacher and known:
         row["pseudo_label_accuracy"] = right / known
     return row
+
+
+def backward(training: Training, objective: Objective, batch: dict[str, Tensor], micro_batch: int = 0,
+             accumulate: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the gradient of a batch's mean loss, divided by `accumulate`; returns the labels learnt [batch] and the
+    parts of the loss, detached. `micro_batch` images are worked on at a time (`speed.micro_batches`)."""
+    labels, parts = [], defaultdict(float)
+    for micro in micro_batches(batch, micro_batch):
+        labels.append(choose_labels(training, micro))
+        share = len(labels[-1]) / len(batch["label"])
+        losses = {name: share * part
+                  for name, part in step_loss(training.model, objective, labels[-1], micro).items()}
+        training.scaler.scale(sum(losses.values()) / accumulate).backward()
+        for name, part in losses.items():
+            parts[name] += part.detach()
+    return torch.cat(labels), dict(parts)
 
 
 def choose_labels(training: Training, batch: dict[str, Tensor]) -> Tensor:

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from clip.model import CLIP
 
+from .speed import micro_batches
+
 
 @torch.no_grad()
 def plain_features(clip_model: CLIP, loader: DataLoader, what: str = "features") -> dict[str, Tensor]:
@@ -20,8 +22,9 @@ def plain_features(clip_model: CLIP, loader: DataLoader, what: str = "features")
     device = clip_model.visual.proj.device
     columns = defaultdict(list)
     for batch in tqdm(loader, desc=what, leave=False):
-        images = batch["weak"].to(device, non_blocking=True)
-        columns["features"].append(F.normalize(clip_model.encode_image(images).float(), dim=-1).cpu())
+        for micro in micro_batches(batch):
+            images = micro["weak"].to(device, non_blocking=True)
+            columns["features"].append(F.normalize(clip_model.encode_image(images).float(), dim=-1).cpu())
         columns["labels"].append(batch["label"])
         if "distribution" in batch:
             columns["distributions"].append(batch["distribution"])
