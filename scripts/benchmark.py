@@ -24,8 +24,7 @@ from pathlib import Path
 
 import torch
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))  # so that it runs from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 from benchmark_parts import BACKBONES, CASES, Row, gemm_rate, measure_pipeline, measure_step, measure_texts
 from benchmark_scaling import measure_scaling
@@ -33,6 +32,7 @@ from benchmark_scaling import measure_scaling
 from clip.model import PRECISIONS
 from LaFTer import choose_device, exit_with_message
 
+PROJECT = Path(__file__).resolve().parent.parent
 COLUMNS = {"seconds": "s", "images_per_s": "images/s", "floor_fraction": "of the floor", "peak_gb": "peak GB",
            "times_reference": "× plain", "tflop": "TFLOP"}
 

@@ -42,16 +42,20 @@ def measure_scaling(folder: Path, device: torch.device, images: Sequence[int] = 
                  _measured("images: plain features", count, lambda loader=loader: plain_features(clip_model, loader()),
                            device)]
     for count in classes:
-        def train(texts=_random_texts(5 * count, count, clip_model.embed_dim), count=count):
+        texts = _random_texts(5 * count, count, clip_model.embed_dim)
+
+        def train(texts=texts, count=count):
             return train_text_classifier(texts, count, cfg, device)
 
         rows.append(_measured(f"classes: text classifier, 5 texts each, {steps} steps", count, train, device))
     for count in descriptions:
-        def encode(texts=description_texts(count)):
+        texts, features = description_texts(count), _random_texts(count, 10, clip_model.embed_dim)
+
+        def encode(texts=texts):
             return encode_texts(clip_model, texts)
 
-        def train(texts=_random_texts(count, 10, clip_model.embed_dim)):
-            return train_text_classifier(texts, 10, cfg, device)
+        def train(features=features):
+            return train_text_classifier(features, 10, cfg, device)
 
         rows += [_measured("descriptions: encoding", count, encode, device),
                  _measured(f"descriptions: text classifier, 10 classes, {steps} steps", count, train, device)]

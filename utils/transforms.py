@@ -64,7 +64,7 @@ class WeakView:
 
     def _finish(self, x: Tensor, images: Tensor, params: Tensor) -> None:
         """Fill x."""
-        x.copy_(images.permute(0, 3, 1, 2)).mul_(1 / 255)
+        torch.mul(images.permute(0, 3, 1, 2).contiguous(), 1 / 255, out=x)
         self._augment(x, params)
         x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
 
