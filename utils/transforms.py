@@ -57,14 +57,14 @@ class WeakView:
         """uint8 [batch, size, size, 3], parameters [batch, num_params] on the CPU → normalised
         [batch, 3, size, size] on the images' device."""
         result = torch.empty(len(images), 3, self.size, self.size, device=images.device)
-        together = len(images) if images.is_cuda else 1  # on a CPU one at a time stays in the cache
+        together = 1 if images.device.type == "cpu" else len(images)  # one at a time stays in a CPU's cache
         for part in zip(result.split(together), images.split(together), params.split(together)):
             self._finish(*part)
         return result
 
     def _finish(self, x: Tensor, images: Tensor, params: Tensor) -> None:
         """Fill x."""
-        torch.mul(images.permute(0, 3, 1, 2).contiguous(), 1 / 255, out=x)
+        x.copy_(images.permute(0, 3, 1, 2).contiguous()).mul_(1 / 255)
         self._augment(x, params)
         x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
 
