@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.cpp_extension  # noqa: F401 - brings setuptools before any other test brings the old distutils
 
 from clip.transformer import QuickGELU
 from trainers.build import build_training
@@ -142,7 +143,7 @@ def test_compiled_blocks_give_the_same_gradient(prepare, batch, caplog):
 
 def test_without_a_compiler_a_line_says_so_and_the_run_goes_on(prepare, batch, caplog, monkeypatch):
     def fail(module, *args):
-        raise RuntimeError("No working C++ compiler found\nand much more")
+        raise RuntimeError("No working\nC++ compiler found\n\nand much more")
 
     parts = prepare("LaFTer", {"MODEL.COMPILE": "on"})
     monkeypatch.setattr(type(parts.clip.visual.transformer.resblocks[0]), "compile",

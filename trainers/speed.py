@@ -59,6 +59,6 @@ def prepare_blocks(clip_model: CLIP, cfg: CfgNode, images: int) -> None:
         blocks[0](torch.zeros(2, len(visual.positional_embedding), visual.class_embedding.numel(), device=device,
                               dtype=visual.conv1.weight.dtype))
     except RuntimeError as error:  # torch's compile errors are of this kind
-        log.info("the blocks are not compiled (%s)", str(error).strip().splitlines()[0])
+        log.info("the blocks are not compiled (%s)", " ".join(str(error).split("\n\n")[0].split()))
         for block in blocks:
             block._compiled_call_impl = None
