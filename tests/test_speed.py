@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-import torch.utils.cpp_extension  # noqa: F401 - brings setuptools before any other test brings the old distutils
 
 from clip.transformer import QuickGELU
 from trainers.build import build_training
@@ -127,7 +126,8 @@ def test_blocks_below_the_shallowest_active_stage_record_nothing(prepare, batch)
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed")
-def test_compiled_blocks_give_the_same_gradient(prepare, batch, caplog):
+def test_compiled_blocks_give_the_same_gradient(prepare, batch, caplog, monkeypatch):
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")  # another test's package may have brought Python's own
     trainer = "MultiLayerLaFTer"
     parts = prepare(trainer, {"MODEL.COMPILE": "on"})
     names = list(parts.training.model.state_dict())
