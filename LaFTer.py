@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 import clip
@@ -27,16 +27,18 @@ from trainers.engine import evaluate, fit, predict
 from trainers.objective import Objective
 from trainers.plain import plain_features
 from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
+from trainers.speed import prepare_blocks
 from trainers.text_classifier import train_text_classifier
 from trainers.texts import text_features
 from trainers.training import Training
 from utils.catalogue import format_datasets, list_datasets
 from utils.checkpoint import drop_later, find_checkpoint, find_latest
 from utils.config import default_config, image_size, load_config, resolve_path
-from utils.data import Splits, build_loader, load_splits, order_classes
+from utils.data import Splits, ViewLoader, build_loader, load_splits, order_classes
 from utils.datasets import load_dataset
 from utils.errors import InputError
 from utils.flags import Flags, parse_flags
+from utils.image_cache import ImageCache
 from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
 from utils.metrics import score
@@ -116,7 +118,8 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
     seed_generators(cfg.SEED)
     clip_model = distributed.agree(lambda: load_clip(cfg), in_turn=True)
-    loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
+    loaders = distributed.agree(lambda: build_loaders(cfg, splits, clip_model.visual.input_resolution,
+                                                      clip_model.visual.proj.device), in_turn=True)
     evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
     result = {"dataset": splits.name, "trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME,
               "seed": cfg.SEED, "supervision": cfg.TRAIN.SUPERVISION, "classnames": splits.classnames,
@@ -132,6 +135,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
     log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
     identity = {"trainer": cfg.TRAINER.NAME, "clip_hash": clip.weights_hash(clip_model),
                 "classnames": splits.classnames, "dataset": dataset_identity(splits)}
+    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     training, criterion = build_training(cfg, clip_model, model, classifier, identity)
     training.interrupts, training.references = interrupts, references
     if cfg.RESUME:
@@ -150,11 +154,12 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
     return result | {"epochs": training.epoch, "best_epoch": rows["best"]["epoch"]}
 
 
-def draw_examples(cfg: CfgNode, splits: Splits, model: Tunable, loader: DataLoader, path: Path) -> None:
+def draw_examples(cfg: CfgNode, splits: Splits, model: Tunable, loader: ViewLoader, path: Path) -> None:
     """A picture of a dozen test images with their annotated distributions and the model's."""
     items = [splits.test[index] for index in choose_items(splits.test, 12, cfg.SEED)]
-    outputs = predict(model, build_loader(items, loader.dataset.views, cfg.DATALOADER.TEST.BATCH_SIZE, workers=0,
-                                          shard=distributed.shard(), on_error=cfg.DATALOADER.ON_ERROR), "picture")
+    chosen = build_loader(items, loader.dataset.views, cfg.DATALOADER.TEST.BATCH_SIZE, workers=0,
+                          shard=distributed.shard(), on_error=cfg.DATALOADER.ON_ERROR, device=loader.device)
+    outputs = predict(model, chosen, "picture")
     if distributed.is_main():
         draw_predictions([items[index] for index in outputs["index"]], outputs["probabilities"], splits.classnames,
                          path)
@@ -184,7 +189,7 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
 
 
-def build_loaders(cfg: CfgNode, splits: Splits, size: int) -> dict[str, DataLoader]:
+def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device | str = "cpu") -> dict[str, ViewLoader]:
     """`train` (shuffled, the student's and the teacher's views), `plain` (the same images, weak, in order), and
     `val` and `test` where they hold images."""
     weak, strong = build_views(size, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
@@ -195,8 +200,12 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int) -> dict[str, DataLoad
         views = {"strong": strong, "strong2": strong} if cfg.TRAIN.TWO_CROPS else {"strong": strong}
     else:
         views = {"weak": weak}
+    cache = None
+    if cfg.DATALOADER.CACHE_GB:
+        folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
+        cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
     build = functools.partial(build_loader, workers=cfg.DATALOADER.NUM_WORKERS, shard=distributed.shard(),
-                              on_error=cfg.DATALOADER.ON_ERROR)
+                              on_error=cfg.DATALOADER.ON_ERROR, cache=cache, device=device)
     batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
     loaders = {"train": build(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=cfg.SEED, shuffle=True),
                "plain": build(splits.train, {"weak": weak}, batch_size)}
@@ -207,7 +216,7 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int) -> dict[str, DataLoad
     return loaders
 
 
-def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, DataLoader],
+def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, ViewLoader],
                result: dict) -> tuple[Tensor, dict[str, Tensor]]:
     """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim] and
     the class [n] that it predicts for each image of a split."""
@@ -264,7 +273,9 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
         splits = order_classes(splits, state["classnames"])
         clip_model = load_clip(cfg)
         model = restore(cfg, clip_model, state)
-        loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
+        scored = dataclasses.replace(splits, train=[])  # no training image is read
+        loaders = distributed.agree(lambda: build_loaders(cfg, scored, clip_model.visual.input_resolution,
+                                                          clip_model.visual.proj.device), in_turn=True)
         evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
         result = {"dataset": splits.name, "epoch": state["epoch"], "splits": {
             split: {"tuned": metrics} for split, metrics in evaluate(model, evaluation).items()}}

@@ -55,14 +55,14 @@ class VisualTransformer(nn.Module):
 
     def forward_after_patch_embeddings(self, x: Tensor) -> Tensor:
         """Tokens [batch, tokens, width], prompts among them if any → features [batch, output_dim]."""
-        return self.project(self.transformer(x)[0][:, 0])
+        return self.project(self.transformer(x, cls_only=True)[0][:, 0])
 
     def forward_multi_stage_prompts(self, x: Tensor, multi_prompts: Sequence[Tensor | None] | None = None,
                                     prompt_mode: str = "append") -> tuple[Tensor, list[list[Tensor]]]:
         """Images, or tokens of `embeddings_patch` → (features [batch, output_dim], stage_outputs)."""
         if x.ndim == 4:
             x = self.embeddings_patch(x)
-        x, stage_outputs = self.transformer(x, multi_prompts, prompt_mode)
+        x, stage_outputs = self.transformer(x, multi_prompts, prompt_mode, cls_only=True)
         return self.project(x[:, 0]), stage_outputs
 
     def forward(self, images: Tensor) -> Tensor:

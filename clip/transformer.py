@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import ClipError
 from .stages import check_stages, default_stages
@@ -29,7 +30,23 @@ class QuickGELU(nn.Module):
     """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return _QuickGELU.apply(x)
+
+
+class _QuickGELU(torch.autograd.Function):
+    """Keeps x alone for the backward pass, and works in place: the plain product keeps three tensors of its size."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (1.702 * x).sigmoid_().mul_(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate = (1.702 * x).sigmoid_()
+        slope = (1 - gate).mul_(x).mul_(1.702).add_(1).mul_(gate)  # of x · gate(x)
+        return slope.mul_(grad)
 
 
 class Attention(nn.Module):
@@ -42,9 +59,17 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [batch, heads, tokens, 64]
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, cls_only: bool = False) -> Tensor:
+        """[batch, tokens, width] → the same; with `cls_only` what the first token makes of them all,
+        [batch, 1, width], without a mask."""
+        width = x.shape[-1]
+        if cls_only:
+            q = F.linear(x[:, :1], self.in_proj_weight[:width], self.in_proj_bias[:width])
+            kv = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
+            parts = (q, *kv.split(width, dim=-1))
+        else:
+            parts = F.linear(x, self.in_proj_weight, self.in_proj_bias).split(width, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # [batch, heads, tokens, 64]
         y = attend(q, k, v, attn_mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -77,8 +102,9 @@ class ResidualAttentionBlock(nn.Module):
         ))
         self.ln_2 = LayerNorm(width)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), attn_mask)
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, cls_only: bool = False) -> Tensor:
+        """Tokens [batch, tokens, width] → the same; with `cls_only` the first one alone, at a sixth of the cost."""
+        x = (x[:, :1] if cls_only else x) + self.attn(self.ln_1(x), attn_mask, cls_only)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -89,6 +115,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.width, self.layers = width, layers
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, quick_gelu) for _ in range(layers))
+        self.checkpoint = False  # True: keep only each block's input for the backward pass, and compute it again there
         self.register_buffer("attn_mask", attn_mask, persistent=False)
         self._initialise()
 
@@ -105,10 +132,15 @@ class Transformer(nn.Module):
         tokens = x.shape[1]
         return None if self.attn_mask is None else self.attn_mask[:tokens, :tokens].to(x.dtype)
 
+    def _run_block(self, layer: int, x: Tensor, cls_only: bool = False) -> Tensor:
+        block, mask = self.resblocks[layer], self._mask(x)
+        if self.checkpoint and torch.is_grad_enabled():
+            return checkpoint(block, x, mask, cls_only, use_reentrant=False)
+        return block(x, mask, cls_only)
+
     def forward(self, x: Tensor) -> Tensor:
-        mask = self._mask(x)
-        for block in self.resblocks:
-            x = block(x, mask)
+        for layer in range(self.layers):
+            x = self._run_block(layer, x)
         return x
 
 
@@ -134,13 +166,14 @@ class MultiLayerTransformer(Transformer):
         return torch.cat([x[:, :1], prompt, x[:, 1:]], dim=1)
 
     def forward(self, x: Tensor, multi_prompts: Sequence[Tensor | None] | None = None,
-                prompt_mode: str = "append") -> tuple[Tensor, list[list[Tensor]]]:
+                prompt_mode: str = "append", cls_only: bool = False) -> tuple[Tensor, list[list[Tensor]]]:
         """Run all stages on x [batch, tokens, width].
 
         `multi_prompts` has one entry per stage; None injects nothing there. In mode `append` the prompts of
         all stages stay in the sequence; in mode `replace` a stage's prompts take the place of those before
         (VPT-deep, Jia et al., 2022). Returns the final tokens and, for each stage, the CLS feature
-        [batch, width] after each of its layers. Raises ClipError for a wrong count of prompts or mode.
+        [batch, width] after each of its layers. With `cls_only` the last block computes nothing but CLS, and the
+        tokens returned are [batch, 1, width]. Raises ClipError for a wrong count of prompts or mode.
         """
         prompts = [None] * self.num_stages if multi_prompts is None else list(multi_prompts)
         if len(prompts) != self.num_stages:
@@ -155,7 +188,7 @@ class MultiLayerTransformer(Transformer):
                 x, present = self._inject_prompt_at_stage(x, prompt), prompt.shape[1]
             outputs = []
             for layer in layers:
-                x = self.resblocks[layer](x, self._mask(x))
+                x = self._run_block(layer, x, cls_only and layer == self.layers - 1)
                 outputs.append(x[:, 0])
             stage_outputs.append(outputs)
         return x, stage_outputs
@@ -166,5 +199,5 @@ class MultiLayerTransformer(Transformer):
         for layers in self.stage_boundaries:
             inputs.append(x)
             for layer in layers:
-                x = self.resblocks[layer](x, self._mask(x))
+                x = self._run_block(layer, x)
         return inputs

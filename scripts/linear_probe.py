@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict:
     run = Run(folder.with_name(f"{own.targets}-{folder.name}"), resume=True)
     with start_logging(run.folder):
         clip_model = load_clip(cfg)
-        loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution)
+        loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution, clip_model.visual.proj.device)
         data = {split: plain_features(clip_model, loaders[name], split)
                 for split, name in (("train", "plain"), ("val", "val"), ("test", "test"))}
         if own.targets == "votes" and "distributions" not in data["train"]:

@@ -69,7 +69,8 @@ def make_cfg():
     """make_cfg({"KEY": value, …}, trainer=…) → the frozen configuration that the command line would give."""
 
     def make(values: dict[str, object] | None = None, trainer: str = "MultiLayerLaFTer"):
-        return load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, **(values or {})})
+        return load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "DATALOADER.CACHE_GB": 0,
+                                  **(values or {})})
 
     return make
 

@@ -45,7 +45,7 @@ class Events:
         """Hook the places where a run stands between two states."""
         self.wrap(LaFTer, "text_features", "text phase")
         self.wrap(LaFTer, "train_text_classifier", "text classifier")
-        self.wrap(trainers.engine, "forward", "step")
+        self.wrap(trainers.engine, "learn_share", "step")
         self.wrap(trainers.engine, "update", "update")
         self.wrap(trainers.engine, "predict", "evaluation")
         self.wrap(Path, "unlink", "deletion")

@@ -173,17 +173,17 @@ def test_loading_leaves_the_random_state_alone(pictures):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    sample = ImageDataset(pictures, {"a": strong, "b": strong})[0, 3]
+    sample = build_loader(pictures, {"a": strong, "b": strong}, 5, 0).load([3])
     assert torch.equal(torch.rand(3), expected)
     assert not torch.equal(sample["a"], sample["b"])  # two crops are two
-    twins = ImageDataset([pictures[3], pictures[3]], {"a": strong})
-    assert not torch.equal(twins[0, 0]["a"], twins[0, 1]["a"])  # the same picture at two places
+    twins = build_loader([pictures[3], pictures[3]], {"a": strong}, 5, 0).load([0, 1])["a"]
+    assert not torch.equal(twins[0], twins[1])  # the same picture at two places
 
 
 def test_without_distributions_there_is_no_such_column(pictures):
     weak, _ = build_views(32, (), *PLAIN)
     bare = [Item(item.path, item.label, item.classname) for item in pictures[:2]]
-    assert set(ImageDataset(bare, {"weak": weak})[0, 0]) == {"weak", "label", "index"}
+    assert set(build_loader(bare, {"weak": weak}, 2, 0).load([0])) == {"weak", "label", "index"}
     assert "distribution" not in ImageDataset([*bare, pictures[2]], {"weak": weak})[0, 2]
 
 

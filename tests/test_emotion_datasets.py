@@ -16,6 +16,7 @@ from utils.datasets import load_dataset
 from utils.distributions import circular_distances, class_distances
 from utils.emotion_datasets import MIKELS
 from utils.errors import InputError
+from utils.transforms import WeakView
 
 WHEEL = ["fear", "excitement", "awe", "contentment", "amusement", "anger", "disgust", "sadness"]
 ALPHABET = sorted(WHEEL)
@@ -288,8 +289,11 @@ def test_settings_of_emotion6_are_refused(voted, option):
 
 # --- through the loader ---------------------------------------------------------------------------------------------
 
-def red(picture: Image.Image) -> torch.Tensor:
-    return torch.tensor(picture.getpixel((4, 4))[0])
+class Red(WeakView):
+    """The red of a picture's middle."""
+
+    def finish(self, images: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+        return images[:, 4, 4, 0].int()
 
 
 def test_every_image_keeps_its_own_distribution_in_a_shuffled_loader(write, load, tmp_path):
@@ -300,7 +304,7 @@ def test_every_image_keeps_its_own_distribution_in_a_shuffled_loader(write, load
         lines.append(" ".join([f"{i}.jpg", "0", f"{10 * i}", "0", "0", f"{250 - 10 * i}", "0", "0", "0"]))
     write("Twitter_LDL/ground_truth.txt", "\n".join(lines))
     splits = load("twitter_ldl", "DATASET.TEST_FRACTION", "0.25", "DATASET.VAL_FRACTION", "0")
-    loader = build_loader(splits.train, {"red": red}, batch_size=4, workers=2, shuffle=True)
+    loader = build_loader(splits.train, {"red": Red(8, (0, 0, 0), (1, 1, 1))}, batch_size=4, workers=2, shuffle=True)
     orders = []
     for epoch in range(2):
         loader.sampler.epoch = epoch

@@ -142,15 +142,15 @@ def test_the_epochs_loss_and_accuracy_are_means_over_the_images(prepare):
     parts.training.epoch = 3
     parts.model.start_epoch(3)
     row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
-    samples = [parts.loaders["train"].dataset[3, index] for index in range(18)]  # the views of this epoch
-    prediction = parts.model(torch.stack([sample["strong"] for sample in samples]))
+    batch = parts.loaders["train"].load(range(18), epoch=3)  # the views of this epoch
+    prediction = parts.model(batch["strong"])
     labels = parts.training.teacher.table
     expected = F.cross_entropy(prediction.logits, labels, label_smoothing=0.1).item()
     assert row["cross_entropy"] == pytest.approx(expected, abs=1e-5)
     shallow, deep = (torch.stack(list(part)) for part in (prediction.stage_logits[:-1], prediction.stage_logits[1:]))
     divergence = (deep.softmax(-1) * (deep.log_softmax(-1) - shallow.log_softmax(-1))).sum(-1).mean().item()
     assert row["consistency"] == pytest.approx(0.1 * divergence, abs=1e-5)
-    right = labels == torch.tensor([sample["label"] for sample in samples])
+    right = labels == batch["label"]
     assert row["pseudo_label_accuracy"] == pytest.approx(right.float().mean().item())
 
 
@@ -240,7 +240,7 @@ def test_labels_mode_refuses_images_without_a_label(prepare):
 def test_prediction_keeps_the_order_of_the_images(prepare):
     parts = prepare("MultiLayerLaFTer")
     outputs = predict(parts.model, parts.loaders["test"])
-    views = torch.stack([parts.loaders["test"].dataset[0, index]["weak"] for index in range(12)])
+    views = parts.loaders["test"].load(range(12))["weak"]
     assert torch.allclose(outputs["probabilities"], parts.model(views).logits.softmax(-1), atol=1e-5)
     assert outputs["labels"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
 

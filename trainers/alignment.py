@@ -10,6 +10,7 @@ from tqdm import tqdm
 from . import distributed
 from .lafter_multilayer import MultiLayerLaFTer
 from .moments import Moments, add_up
+from .speed import micro_batches
 
 
 @torch.no_grad()
@@ -20,9 +21,10 @@ def fit_alignment(model: MultiLayerLaFTer, loader: DataLoader, ridge: float) -> 
     for batch in tqdm(loader, desc="alignment", leave=False):
         if "weak" not in batch:  # no image of the batch could be read
             continue
-        images = batch["weak"].to(visual.proj.device, non_blocking=True)
-        final, stage_outputs = visual.forward_multi_stage_prompts(images)
-        moments.update(visual.project(model.nga(stage_outputs)).float(), final.float())
+        for micro in micro_batches(batch):
+            images = micro["weak"].to(visual.proj.device, non_blocking=True)
+            final, stage_outputs = visual.forward_multi_stage_prompts(images)
+            moments.update(visual.project(model.nga(stage_outputs)).float(), final.float())
     moments.sums = add_up(distributed.gather(dict(moments.sums)))
     return solve_alignment(moments, ridge).to(visual.proj.device)
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from clip.model import CLIP
+from utils.data import ViewLoader
 from utils.errors import InputError
 from utils.utils import Tunable, setup_lafter_training_utils, trainable_parameters
 
@@ -25,7 +25,7 @@ TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 
 
 def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num_classes: int,
-                  plain_loader: DataLoader | None) -> Tunable:
+                  plain_loader: ViewLoader | None) -> Tunable:
     """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says, its stages read as ALIGN says.
 
     `plain_loader` gives the training images' weak views: `tokens` looks at PROMPT_INIT_IMAGES of them, ALIGN at all.
@@ -46,16 +46,14 @@ def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num
     return model
 
 
-def sample_images(loader: DataLoader, count: int, seed: int) -> Tensor:
+def sample_images(loader: ViewLoader, count: int, seed: int) -> Tensor:
     """Weak views [count, 3, r, r] of a seeded draw of the loader's images, fewer where there are fewer."""
-    dataset = loader.dataset
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
-    samples = [dataset[0, int(index)] for index in order]
-    views = [sample["weak"] for sample in samples if "weak" in sample]
-    if not views:
-        raise InputError(f"none of the {len(samples)} images that prompts start from could be read: "
-                         f"{samples[0]['unreadable']}")
-    return torch.stack(views)
+    order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(seed))[:count]
+    batch = loader.load(order.tolist())
+    if "weak" not in batch:
+        raise InputError(f"none of the {len(order)} images that prompts start from could be read: "
+                         f"{batch['unreadable'][0]}")
+    return batch["weak"]
 
 
 def training_settings(cfg: CfgNode) -> SimpleNamespace:

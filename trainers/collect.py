@@ -14,14 +14,16 @@ from tqdm import tqdm
 from utils.errors import InputError
 
 from . import distributed
+from .speed import micro_batches
 
 COLUMNS = {"label": "labels", "distribution": "distributions", "index": "index"}
 
 
 @torch.no_grad()
 def collect(loader: DataLoader, compute: Callable[[dict], dict[str, Tensor]], what: str) -> dict[str, object]:
-    """The columns that `compute` makes of each batch, `labels` [n], `index` [n] and, where annotated, `distributions`
-    [n, classes]: on the CPU, in the order of the images, each image once, whatever the number of processes.
+    """The columns that `compute` makes of parts of the batches, `labels` [n], `index` [n] and, where annotated,
+    `distributions` [n, classes]: on the CPU, in the order of the images, each image once, whatever the number of
+    processes.
 
     `unreadable` lists what was said of images that were left out. Raises InputError where none could be read.
     """
@@ -41,11 +43,12 @@ def _collect_share(loader: DataLoader, compute: Callable[[dict], dict[str, Tenso
     """The columns of the images that are this process's."""
     columns, unreadable = defaultdict(list), []
     for batch in tqdm(loader, desc=what, leave=False, disable=not distributed.is_main()):
-        unreadable += batch.get("unreadable", [])
+        unreadable += batch.pop("unreadable", [])
         if "label" not in batch:  # no image of the batch could be read
             continue
-        for name, column in compute(batch).items():
-            columns[name].append(column.cpu())
+        for micro in micro_batches(batch):
+            for name, column in compute(micro).items():
+                columns[name].append(column.cpu())
         for name, own in COLUMNS.items():
             if name in batch:
                 columns[own].append(batch[name])

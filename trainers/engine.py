@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from . import distributed
 from .collect import collect
 from .monitors import GradientMonitor, StageMonitor, model_monitors
 from .objective import Objective
+from .speed import micro_batches
 from .training import Progress, Training
 
 log = logging.getLogger(__name__)
@@ -78,15 +80,12 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
     with training.interrupts.deferred(), bar:
         for step in range(progress.step, sampler.batches):
-            parts, told = distributed.exchange(lambda: forward(training, objective, next(batches, {})))
-            batch = add_up([share["sums"] for share in told])
-            check_loss(batch, training, step)
             in_step = min(accumulate, sampler.batches - (step - step % accumulate))
-            if parts:  # the mean over the whole batch: each process's mean weighs by its images
-                weight = told[distributed.rank()]["sums"]["images"] / batch["images"]
-                training.scaler.scale(sum(parts.values()) * weight / in_step).backward()
+            told = learn_batch(training, objective, batches, in_step, cfg.DATALOADER.TRAIN_X.MICRO_BATCH)
+            batch = add_up([own["sums"] for own in told])
+            check_loss(batch, training, step)
             sums, images = add_up([sums, batch]), images + batch["images"]
-            progress.unreadable += [message for share in told for message in share["unreadable"]]
+            progress.unreadable += [message for own in told for message in own["unreadable"]]
             if (step + 1) % accumulate == 0 or step + 1 == sampler.batches:
                 if images:
                     sums["grad_norm"] += finish_gradients(training, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
@@ -95,7 +94,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
                     update(training)
                 images = 0
                 progress.advance(step + 1, sums, time.perf_counter() - begin)
-                training.interrupts.act(max(share["signal"] for share in told))
+                training.interrupts.act(max(own["signal"] for own in told))
             bar.update()
             if step % cfg.TRAIN.PRINT_FREQ == 0 and batch["images"]:
                 bar.set_postfix(loss=f"{batch['loss'] / batch['images']:.4f}")
@@ -103,20 +102,36 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
     return summarise_epoch(training) | gradients.result()
 
 
-def forward(training: Training, objective: Objective, batch: dict) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """(the parts of the loss on this process's share of a batch, what all processes are told of it: the sums over its
-    images). A share may be empty."""
-    told = {"signal": training.interrupts.signal, "unreadable": batch.get("unreadable", []), "sums": {"images": 0}}
-    if "label" not in batch:
-        return {}, told
-    labels = choose_labels(training, batch)
-    parts = step_loss(training.model, objective, labels, batch)
-    labelled = batch["label"] != UNKNOWN
+def learn_batch(training: Training, objective: Objective, batches: Iterator[dict], in_step: int,
+                micro_batch: int) -> list[dict[str, object]]:
+    """Add this process's part of the next batch's gradient, for a step of `in_step` batches; returns what each
+    process tells of its share. The shares' sizes are told first: every image weighs the same in the batch's mean."""
+    share, counts = distributed.exchange(lambda: load_share(batches))
+    weight = 1 / (max(sum(counts), 1) * in_step)
+    _, told = distributed.exchange(lambda: (None, learn_share(training, objective, share, weight, micro_batch)))
+    return told
+
+
+def load_share(batches: Iterator[dict]) -> tuple[dict[str, object], int]:
+    """(this process's share of the next batch, how many images it has). A share may be empty."""
+    share = next(batches, {})
+    return share, len(share.get("label", ()))
+
+
+def learn_share(training: Training, objective: Objective, share: dict[str, object], weight: float,
+                micro_batch: int) -> dict[str, object]:
+    """Add the gradient of a share's loss, each image's times `weight`; returns what all processes are told of it: the
+    sums over its images."""
+    told = {"signal": training.interrupts.signal, "unreadable": share.pop("unreadable", []), "sums": {"images": 0}}
+    if "label" not in share:
+        return told
+    count, labelled = len(share["label"]), share["label"] != UNKNOWN
+    labels, parts = backward(training, objective, share, micro_batch, weight * count)
     losses = {"loss": sum(parts.values()), **parts}
-    told["sums"] = {"images": len(labels), "known": labelled.sum().item(),
-                    "right": (labels.cpu() == batch["label"])[labelled].sum().item(),
-                    **{name: loss.item() * len(labels) for name, loss in losses.items()}}
-    return parts, told
+    told["sums"] = {"images": count, "known": labelled.sum().item(),
+                    "right": (labels.cpu() == share["label"])[labelled].sum().item(),
+                    **{name: loss.item() * count for name, loss in losses.items()}}
+    return told
 
 
 def add_up(shares: list[dict[str, float]]) -> Counter:
@@ -140,6 +155,21 @@ def summarise_epoch(training: Training) -> dict[str, object]:
     if training.progress.unreadable:
         row["unreadable"] = list(training.progress.unreadable)
     return row
+
+
+def backward(training: Training, objective: Objective, batch: dict[str, Tensor], micro_batch: int = 0,
+             weight: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the gradient of a batch's mean loss times `weight`; returns the labels learnt [batch] and the parts of the
+    loss, detached. `micro_batch` images are worked on at a time (`speed.micro_batches`)."""
+    labels, parts = [], Counter()
+    for micro in micro_batches(batch, micro_batch):
+        labels.append(choose_labels(training, micro))
+        part_of_batch = len(labels[-1]) / len(batch["label"])
+        losses = step_loss(training.model, objective, labels[-1], micro)
+        training.scaler.scale(sum(losses.values()) * (part_of_batch * weight)).backward()
+        for name, loss in losses.items():
+            parts[name] += part_of_batch * loss.detach()
+    return torch.cat(labels), dict(parts)
 
 
 def choose_labels(training: Training, batch: dict[str, Tensor]) -> Tensor:

@@ -9,22 +9,25 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP
 from utils.checkpoint import find_checkpoint, load_checkpoint
-from utils.data import read_image
+from utils.data import PARAMS, ViewLoader
 from utils.errors import InputError
+from utils.images import read_image
 from utils.readers import IMAGE_SUFFIXES, read_text
 from utils.record import write_text
-from utils.transforms import View, build_views
+from utils.transforms import WeakView, build_views
 from utils.utils import Tunable
 
 from .build import build_student
+from .speed import micro_batches
 from .training import load_tuned
 
 log = logging.getLogger(__name__)
@@ -81,19 +84,22 @@ def find_files(path: Path) -> list[Path]:
 
 
 class ImageFiles(Dataset):
-    """Views [3, size, size] of files as `weak`, each with its `error`: why it could not be read, or nothing."""
+    """Files as `ImageDataset` gives them, view `weak`, each with its `error`: why it could not be read, or nothing."""
 
-    def __init__(self, files: Sequence[Path], view: View, size: int):
-        self.files, self.view, self.size = list(files), view, size
+    def __init__(self, files: Sequence[Path], view: WeakView):
+        self.files, self.views = list(files), {"weak": view}
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, object]:
+        view, message = self.views["weak"], ""
         try:
-            return {"weak": self.view(read_image(self.files[index])), "error": ""}
+            pixels = view.prepare(read_image(self.files[index]))
         except InputError as error:
-            return {"weak": torch.zeros(3, self.size, self.size), "error": str(error)}
+            pixels, message = np.zeros(view.stored_shape(1, 1), dtype=np.uint8), str(error)
+        image, params = view.sample(pixels, np.random.default_rng(0))
+        return {"weak": image, "weak" + PARAMS: params, "error": message}
 
 
 @torch.no_grad()
@@ -106,12 +112,12 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
     """
     size = model.clip.visual.input_resolution
     weak, _ = build_views(size, [], cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.INTERPOLATION)
-    loader = DataLoader(ImageFiles(files, weak, size), cfg.DATALOADER.TEST.BATCH_SIZE,
-                        num_workers=min(cfg.DATALOADER.NUM_WORKERS, -(-len(files) // cfg.DATALOADER.TEST.BATCH_SIZE)))
-    device = model.adapter.weight.device
+    batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
+    loader = ViewLoader(ImageFiles(files, weak), model.adapter.weight.device, batch_size=batch_size,
+                        num_workers=min(cfg.DATALOADER.NUM_WORKERS, -(-len(files) // batch_size)))
     names = iter(files)
     for batch in tqdm(loader, desc="prediction", leave=False):
-        probabilities = model(batch["weak"].to(device)).logits.softmax(-1).cpu()
+        probabilities = torch.cat([model(micro["weak"]).logits.softmax(-1).cpu() for micro in micro_batches(batch)])
         for row, error in zip(probabilities, batch["error"]):
             file = str(next(names))
             if error:

@@ -20,6 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 CHOICES = {
     "TRAINER.NAME": ("LaFTer", "MultiLayerLaFTer"),
     "MODEL.PRECISION": ("fp32", "fp16", "bf16"),
+    "MODEL.COMPILE": ("auto", "on", "off"),
     "TEXT.MODE": ("lafter", "templates_only", "cls_only", "zero_shot"),
     "TRAIN.SUPERVISION": ("pseudo", "labels"),
     "PSEUDO_LABEL.TEACHER": ("shared", "frozen", "ema"),
@@ -52,7 +53,9 @@ def default_config() -> CN:
     cfg.DEVICE = "auto"  # CUDA, else MPS, else CPU
     cfg.MODEL = CN(dict(
         BACKBONE=CN(dict(NAME="ViT-B/32", QUICK_GELU=True)),  # OpenCLIP's own ViTs: QUICK_GELU False
-        PRECISION="fp32", DOWNLOAD_ROOT=""))
+        PRECISION="fp32", DOWNLOAD_ROOT="",
+        COMPILE="auto",  # the image tower's blocks; auto: where a run is long enough for it to pay
+        CHECKPOINT_GRADIENTS=False))  # less memory for a third more time
     cfg.DATASET = CN(dict(
         NAME="", ROOT="data", DOWNLOAD=True, SPLIT_FILE="", TEST_FRACTION=0.3, VAL_FRACTION=0.1, NUM_SHOTS=-1,
         SUBSAMPLE_CLASSES="all",  # base: the first half of the classes; new: the second
@@ -65,8 +68,10 @@ def default_config() -> CN:
         INTERPOLATION="bicubic",
         PIXEL_MEAN=[0.48145466, 0.4578275, 0.40821073], PIXEL_STD=[0.26862954, 0.26130258, 0.27577711],
         TRANSFORMS=["random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur"]))
-    cfg.DATALOADER = CN(dict(NUM_WORKERS=2, ON_ERROR="raise",  # or skip: images that cannot be read are left out
-                             TRAIN_X=CN(dict(BATCH_SIZE=50)), TEST=CN(dict(BATCH_SIZE=100))))
+    cfg.DATALOADER = CN(dict(
+        NUM_WORKERS=2, TRAIN_X=CN(dict(BATCH_SIZE=50, MICRO_BATCH=0)), TEST=CN(dict(BATCH_SIZE=100)),
+        ON_ERROR="raise",  # or skip: images that cannot be read are left out
+        CACHE_GB=10.0, CACHE_DIR=""))  # decoded images, kept between runs; 0: none. "": OUTPUT_DIR/cache
     cfg.OPTIM = CN(dict(
         NAME="adamw", LR=5e-4, WEIGHT_DECAY=0.01, MOMENTUM=0.9, MAX_EPOCH=50, ADAPTER_LR_SCALE=5.0, FUSION_LR_SCALE=0.1,
         LR_SCHEDULER="cosine", WARMUP_EPOCH=3, WARMUP_TYPE="linear",
@@ -258,7 +263,8 @@ def check_config(cfg: CN) -> None:
                          "between 0 and 1")
     for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
                 "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
-                "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM"):
+                "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM", "DATALOADER.CACHE_GB",
+                "DATALOADER.TRAIN_X.MICRO_BATCH"):
         if not values[key] >= 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
     if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:

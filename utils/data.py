@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import signal
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from .errors import InputError
-from .transforms import View
+from .image_cache import CachedImages, ImageCache
+from .images import read_image
+from .transforms import WeakView
 
 UNKNOWN = -1  # the label of an image without one
-# what Pillow raises for damaged files
-DAMAGED_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
-                 struct.error, zlib.error, Image.DecompressionBombError)
+PARAMS = "_params"  # after a view's name: the column of what was drawn for it
 
 
 @dataclass(frozen=True)
@@ -142,46 +140,75 @@ def _shares_of(item: Item, labels: Sequence[int]) -> tuple[float, ...] | None:
     return tuple(share / sum(shares) for share in shares)
 
 
-def read_image(path: Path) -> Image.Image:
-    """The image in RGB; InputError that names a file which cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except DAMAGED_IMAGE as error:
-        raise InputError(f"cannot read image {path} ({error}); replace or remove it") from error
-
-
 class ImageDataset(Dataset):
-    """Items as dictionaries: each of `views` by its name, `label`, `index` and, where annotated, `distribution`.
+    """Items as dictionaries: of each of `views` its 8-bit image by its name and `<name>_params`, what was drawn for
+    it; `label`, `index` and, where annotated, `distribution`. `ViewLoader` turns the images into views.
 
-    Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch and
-    the index alone, so neither the order nor the number of workers or processes changes an image. An image that
-    cannot be read is an InputError or, with `on_error` `skip`, a sample that only says why: `unreadable`.
+    Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch, the
+    index and the view's name alone, so neither the order nor the number of workers or processes changes an image.
+    `cache` spares the decoding where it has the room. An image that cannot be read is an InputError or, with
+    `on_error` `skip`, a sample that only says why: `unreadable`.
     """
 
-    def __init__(self, items: Sequence[Item], views: dict[str, View], seed: int = 0, on_error: str = "raise"):
+    def __init__(self, items: Sequence[Item], views: dict[str, WeakView], seed: int = 0, on_error: str = "raise",
+                 cache: ImageCache | None = None):
         self.items, self.views, self.seed, self.on_error = list(items), views, seed, on_error
         self.annotated = bool(items) and all(item.distribution is not None for item in items)
+        self.cached: dict[str, CachedImages] = {}
+        for view in {view.source: view for view in views.values()}.values() if cache and items else ():
+            images = cache.open([item.path for item in items], view, read_image, on_error)
+            if images is not None:
+                self.cached[view.source] = images
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
         epoch, index = key
-        item = self.items[index]
+        item, sample, prepared = self.items[index], {}, {}
         try:
-            image = read_image(item.path)
+            for view in self.views.values():
+                if view.source not in prepared:
+                    prepared[view.source] = self._prepare(view, index)
         except InputError as error:
             if self.on_error == "skip":
                 return {"unreadable": str(error)}
             raise
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
-            sample = {name: view(image) for name, view in self.views.items()}
+        for name, view in self.views.items():
+            rng = np.random.default_rng([self.seed, epoch, index, *name.encode()])
+            sample[name], sample[name + PARAMS] = view.sample(prepared[view.source], rng)
         sample |= {"label": item.label, "index": index}
         if self.annotated:
             sample["distribution"] = torch.tensor(item.distribution, dtype=torch.float32)
         return sample
+
+    def _prepare(self, view: WeakView, index: int) -> np.ndarray:
+        pixels = self.cached[view.source][index] if view.source in self.cached else None
+        return view.prepare(read_image(self.items[index].path)) if pixels is None else pixels
+
+
+class ViewLoader(DataLoader):
+    """Batches of an `ImageDataset` with their views finished on `device`: float [batch, 3, size, size], normalised."""
+
+    def __init__(self, dataset: ImageDataset, device: torch.device | str = "cpu", **options):
+        super().__init__(dataset, **options)
+        self.device = torch.device(device)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        batches = super().__iter__()  # at once, as a DataLoader's workers start
+        return (self._finish(batch) for batch in batches)
+
+    def load(self, indices: Sequence[int], epoch: int = 0) -> dict[str, Tensor]:
+        """The batch of these images, read here and now."""
+        return self._finish(collate([self.dataset[epoch, int(index)] for index in indices]))
+
+    def _finish(self, batch: dict[str, object]) -> dict[str, object]:
+        for name, view in self.dataset.views.items():
+            if name not in batch:  # no image of the batch could be read
+                continue
+            images = batch[name].to(self.device, non_blocking=True)
+            batch[name] = view.finish(images, batch.pop(name + PARAMS))
+        return batch
 
 
 class EpochSampler(Sampler):
@@ -224,8 +251,9 @@ def leave_ctrl_c_to_the_main_process(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def build_loader(items: Sequence[Item], views: dict[str, View], batch_size: int, workers: int, seed: int = 0,
-                 shuffle: bool = False, shard: tuple[int, int] = (0, 1), on_error: str = "raise") -> DataLoader:
+def build_loader(items: Sequence[Item], views: dict[str, WeakView], batch_size: int, workers: int, seed: int = 0,
+                 shuffle: bool = False, shard: tuple[int, int] = (0, 1), on_error: str = "raise",
+                 cache: ImageCache | None = None, device: torch.device | str = "cpu") -> ViewLoader:
     """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch.
 
     `batch_size` is that of all processes together; see `EpochSampler` for `shard`. Raises InputError for a batch that
@@ -236,8 +264,9 @@ def build_loader(items: Sequence[Item], views: dict[str, View], batch_size: int,
         raise InputError(f"a batch of {batch_size} cannot be divided over {processes} processes: raise --batch_size "
                          "and DATALOADER.TEST.BATCH_SIZE, or start fewer")
     workers = min(workers, -(-len(items) // batch_size))  # a worker without a batch would only cost its start
-    return DataLoader(ImageDataset(items, views, seed, on_error), batch_size=len(range(rank, batch_size, processes)),
-                      sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), num_workers=workers,
-                      persistent_workers=workers > 0, collate_fn=collate, pin_memory=torch.cuda.is_available(),
+    return ViewLoader(ImageDataset(items, views, seed, on_error, cache), device,
+                      batch_size=len(range(rank, batch_size, processes)), num_workers=workers,
+                      sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), collate_fn=collate,
+                      persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
                       worker_init_fn=leave_ctrl_c_to_the_main_process,
                       generator=torch.Generator())  # else each pass draws from the global one

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # keys that do not change a run's numbers
 HARMLESS = {"RESUME", "PICTURES", "DEVICE", "LOG_DIR", "OUTPUT_DIR", "EXP_NAME", "DATALOADER.NUM_WORKERS",
             "TRAIN.PRINT_FREQ", "TRAIN.KEEP", "TEXT.CACHE_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD",
-            "MODEL.DOWNLOAD_ROOT", "DATALOADER.ON_ERROR"}
+            "DATALOADER.CACHE_GB", "DATALOADER.CACHE_DIR", "DATALOADER.ON_ERROR", "MODEL.DOWNLOAD_ROOT"}
 
 
 def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:

@@ -1,57 +1,138 @@
-"""Views of an image: the weak one that the teacher and the evaluation see, the strong one that the student sees."""
+"""Views of an image: the weak one that the teacher and the evaluation see, the strong one that the student sees.
+
+A view is made in three steps. `prepare` turns the decoded image into 8-bit pixels and needs no randomness, so its
+result can be cached; `sample` makes of them an image of the final size, with parameters drawn for it; `finish` turns
+a batch of these into normalised tensors on the training device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-from PIL import Image, ImageFilter
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from .augment import ColorJitter, GaussianBlur, RandomFlip, RandomGrayscale, crop_box
 from .errors import InputError
 
-View = Callable[[Image.Image], Tensor]
+CROP = "random_resized_crop"
+PARTS = {"random_flip": RandomFlip, "color_jitter": ColorJitter, "random_grayscale": RandomGrayscale,
+         "gaussian_blur": GaussianBlur}
+SOURCE_SCALE = 1.5  # the strong view is cut from an image whose short side is at most this many times INPUT.SIZE
 
 
-class GaussianBlur:
-    """Pillow's Gaussian blur with σ drawn uniformly from `sigma`, applied with probability `p` (MoCo v2's recipe)."""
+class WeakView:
+    """Resized to `size` on the short side and cut at the centre, exactly as torchvision does it with Pillow."""
 
-    def __init__(self, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5):
-        self.sigma, self.p = sigma, p
+    num_params = 0
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        low, high = self.sigma
-        apply, sigma = torch.rand(()) < self.p, low + (high - low) * torch.rand(()).item()
-        return image.filter(ImageFilter.GaussianBlur(sigma)) if apply else image
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic"):
+        self.size, self.interpolation = size, interpolation
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+        mode = v2.InterpolationMode(interpolation)
+        self.resize = v2.Compose([v2.Resize(size, interpolation=mode), v2.CenterCrop(size)])
+
+    @property
+    def source(self) -> str:
+        """Names what `prepare` makes: views of the same source share it."""
+        return f"weak-{self.size}-{self.interpolation}"
+
+    def stored_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The shape of what `prepare` makes of an image of this size."""
+        return self.size, self.size, 3
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """RGB image → uint8 pixels [height, width, 3]."""
+        return np.asarray(self.resize(image))
+
+    def sample(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Prepared pixels → (uint8 [size, size, 3], parameters [num_params])."""
+        return torch.from_numpy(np.array(pixels)), torch.empty(0)
+
+    def finish(self, images: Tensor, params: Tensor) -> Tensor:
+        """uint8 [batch, size, size, 3], parameters [batch, num_params] on the CPU → normalised
+        [batch, 3, size, size] on the images' device."""
+        result = torch.empty(len(images), 3, self.size, self.size, device=images.device)
+        together = 1 if images.device.type == "cpu" else len(images)  # one at a time stays in a CPU's cache
+        for part in zip(result.split(together), images.split(together), params.split(together)):
+            self._finish(*part)
+        return result
+
+    def _finish(self, x: Tensor, images: Tensor, params: Tensor) -> None:
+        """Fill x."""
+        x.copy_(images.permute(0, 3, 1, 2).contiguous()).mul_(1 / 255)
+        self._augment(x, params)
+        x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
+
+    def _augment(self, x: Tensor, params: Tensor) -> None:
+        """Change images x [batch, 3, size, size] in [0, 1] in place."""
 
 
-def strong_parts(size: int, interpolation: v2.InterpolationMode) -> dict[str, Callable]:
-    """The named augmentations that INPUT.TRANSFORMS chooses from, with LaFTer's parameters."""
-    return {
-        "random_resized_crop": v2.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=interpolation),
-        "random_flip": v2.RandomHorizontalFlip(),
-        "color_jitter": v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        "random_grayscale": v2.RandomGrayscale(p=0.2),
-        "gaussian_blur": GaussianBlur(),
-    }
+class StrongView(WeakView):
+    """A random crop, resized, and random changes of its colours: the parts `names`, in their order.
+
+    The crop is cut from the image reduced to SOURCE_SCALE · size on its short side (smaller ones as they are).
+    """
+
+    def __init__(self, size: int, names: Sequence[str], mean: Sequence[float], std: Sequence[float],
+                 interpolation: str = "bicubic"):
+        super().__init__(size, mean, std, interpolation)
+        self.crops = CROP in names
+        self.parts = [PARTS[name]() for name in names if name in PARTS]
+        self.num_params = sum(part.size for part in self.parts)
+        self.limit = round(SOURCE_SCALE * size)
+
+    @property
+    def source(self) -> str:
+        return f"source-{self.limit}-{self.interpolation}" if self.crops else super().source
+
+    def stored_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        if not self.crops:
+            return super().stored_shape(height, width)
+        factor = min(1.0, self.limit / min(height, width))
+        return max(round(height * factor), 1), max(round(width * factor), 1), 3
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        if not self.crops:
+            return super().prepare(image)
+        height, width, _ = self.stored_shape(image.height, image.width)
+        return np.asarray(image.resize((width, height), Image.Resampling[self.interpolation.upper()]))
+
+    def sample(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        if self.crops:
+            top, left, height, width = crop_box(*pixels.shape[:2], rng)
+            pixels = np.array(pixels[top:top + height, left:left + width])
+            image = _resize(pixels, self.size, self.interpolation)
+        else:
+            image = torch.from_numpy(np.array(pixels))
+        return image, torch.tensor([value for part in self.parts for value in part.draw(rng)], dtype=torch.float32)
+
+    def _augment(self, x: Tensor, params: Tensor) -> None:
+        for part, own in zip(self.parts, params.split([part.size for part in self.parts], 1)):
+            part(x, own.tolist())
+
+
+def _resize(pixels: np.ndarray, size: int, interpolation: str) -> Tensor:
+    """uint8 [height, width, 3] → [size, size, 3] with antialiasing: torch's kernel, Pillow's result to ±1."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = F.interpolate(image, (size, size), mode=interpolation, antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).contiguous()
 
 
 def build_views(size: int, names: Sequence[str], mean: Sequence[float], std: Sequence[float],
-                interpolation: str = "bicubic") -> tuple[View, View]:
-    """(weak, strong): functions from a PIL image to a normalised tensor [3, size, size].
+                interpolation: str = "bicubic") -> tuple[WeakView, StrongView]:
+    """(weak, strong) of the data set.
 
     `names` lists the strong view's parts in order; `center_crop` and `normalize` are accepted, since every view
-    ends with them. Raises InputError for an unknown name.
+    ends with them. Raises InputError for an unknown name, and for a crop that does not come first.
     """
-    mode = v2.InterpolationMode(interpolation)
-    resize = [v2.Resize(size, interpolation=mode), v2.CenterCrop(size)]
-    finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-    parts = strong_parts(size, mode)
-    unknown = [name for name in names if name not in (*parts, "center_crop", "normalize")]
+    unknown = [name for name in names if name not in (CROP, *PARTS, "center_crop", "normalize")]
     if unknown:
-        raise InputError(f"INPUT.TRANSFORMS: unknown {', '.join(unknown)}; valid: {', '.join(parts)}")
-    strong = [parts[name] for name in names if name in parts]
-    if "random_resized_crop" not in names:
-        strong = resize + strong
-    return v2.Compose(resize + finish), v2.Compose(strong + finish)
+        raise InputError(f"INPUT.TRANSFORMS: unknown {', '.join(unknown)}; valid: {', '.join((CROP, *PARTS))}")
+    if CROP in names[1:]:
+        raise InputError(f"INPUT.TRANSFORMS: {CROP} must come first, once; the other parts work on its result")
+    return WeakView(size, mean, std, interpolation), StrongView(size, names, mean, std, interpolation)

@@ -1,0 +1,113 @@
+"""The cache of decoded images: the pixels as without it, made anew when a file changes, capped, never half written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.data import Item, build_loader, read_image
+from utils.errors import InputError
+from utils.image_cache import ImageCache
+from utils.transforms import build_views
+
+ALL = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")
+WEAK, STRONG = build_views(16, ALL, (0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
+VIEWS = {"weak": WEAK, "strong": STRONG, "strong2": STRONG}
+GB = 10 ** 9
+
+
+@pytest.fixture
+def items(tmp_path) -> list[Item]:
+    """Twelve images of different sizes and formats."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 255, (20 + 3 * i, 50 - 2 * i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / (f"{i}.jpg" if i % 2 else f"{i}.png"))
+    return [Item(path, 0, "a") for path in sorted(folder.iterdir())]
+
+
+def columns(items: list[Item], cache: ImageCache | None, workers: int = 0) -> dict[str, torch.Tensor]:
+    loader = build_loader(items, VIEWS, 5, workers, seed=3, shuffle=True, cache=cache)
+    loader.sampler.epoch = 2
+    batches = list(loader)
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_and_decoded_images_give_identical_views(items, tmp_path, workers):
+    plain = columns(items, None)
+    for _ in range(2):  # built, then found
+        cached = columns(items, ImageCache(tmp_path / "cache", GB), workers)
+        assert cached.keys() == plain.keys() == {*VIEWS, "label", "index"}
+        assert all(torch.equal(cached[name], plain[name]) for name in plain)
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # the weak view's and the one both strong views share
+
+
+def test_the_images_are_read_once(items, tmp_path):
+    ImageCache(tmp_path, GB).open([item.path for item in items], WEAK, read_image)
+    found = ImageCache(tmp_path, GB).open([item.path for item in items], WEAK, lambda path: pytest.fail("read again"))
+    assert np.array_equal(found[3], WEAK.prepare(read_image(items[3].path))) and len(found) == 12
+
+
+def test_a_changed_file_and_other_settings_are_read_anew(items, tmp_path):
+    cache, paths = ImageCache(tmp_path / "cache", GB), [item.path for item in items]
+    first = cache.open(paths, WEAK, read_image)
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(paths[4])
+    os.utime(paths[4], ns=(0, 10 ** 15))
+    second = cache.open(paths, WEAK, read_image)
+    assert (second[4] == (1, 2, 3)).all() and not np.array_equal(first[4], second[4])
+    assert np.array_equal(first[5], second[5])
+    other, _ = build_views(8, ALL, (0, 0, 0), (1, 1, 1))
+    assert cache.open(paths, other, read_image)[0].shape == (8, 8, 3)
+
+
+def test_beyond_the_cap_images_are_decoded_and_a_line_says_so(items, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        cached = columns(items, ImageCache(tmp_path / "cache", 1000))
+    assert "DATALOADER.CACHE_GB" in caplog.text and not list(tmp_path.glob("cache/*"))
+    plain = columns(items, None)
+    assert all(torch.equal(cached[name], plain[name]) for name in plain)
+
+
+def test_the_longest_unused_file_makes_room(items, tmp_path):
+    paths, one = [item.path for item in items], 16 * 16 * 3 * 6
+    files = [ImageCache(tmp_path / "cache", GB).open(part, WEAK, read_image).path for part in (paths[:6], paths[6:])]
+    os.utime(files[0], ns=(0, 10 ** 18))
+    os.utime(files[1], ns=(0, 10 ** 17))
+    cache = ImageCache(tmp_path / "cache", int(2.5 * one))
+    assert cache.open(paths[1:7], WEAK, read_image)
+    assert files[0].exists() and not files[1].exists()
+    assert cache.open(paths[6:], WEAK, read_image) and not files[0].exists()
+    assert cache.open(paths[:6], WEAK, read_image) is None  # what this run uses stays
+
+
+def test_only_the_name_travels_to_another_process(items, tmp_path):
+    images = ImageCache(tmp_path, GB).open([item.path for item in items], STRONG, read_image)
+    pixels = np.array(images[7])
+    content = pickle.dumps(images)
+    assert len(content) < 5000 and np.array_equal(pickle.loads(content)[7], pixels)
+
+
+def test_unreadable_images_are_counted_and_leave_no_file(items, tmp_path):
+    for item in items[2:4]:  # headers that are whole, and nothing behind them
+        item.path.write_bytes(item.path.read_bytes()[:700])
+    with pytest.raises(InputError, match=f"{items[2].path.name}.*replace or remove it \\(2 such images\\)"):
+        columns(items, ImageCache(tmp_path / "cache", GB))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_an_interruption_leaves_no_file(items, tmp_path):
+    def interrupted(path: Path) -> Image.Image:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ImageCache(tmp_path / "cache", GB).open([item.path for item in items], WEAK, interrupted)
+    assert not list((tmp_path / "cache").iterdir())

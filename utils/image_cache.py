@@ -1,0 +1,159 @@
+"""Prepared pixels of a list of images, decoded once and kept in a file that is mapped into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .errors import InputError
+from .images import image_shape
+from .transforms import WeakView
+
+log = logging.getLogger(__name__)
+FORMAT = 2  # part of every key: raise it where the pixels of a view or the layout of a file change
+
+
+class CachedImages:
+    """What a view's `prepare` made of each image: uint8 [height, width, 3], by the image's index; None for one that
+    could not be read, so that whoever asks for it tries it again.
+
+    The file holds a byte per image, 1 where its pixels are there, then all pixels. Only its name travels to other
+    processes; each maps it for itself.
+    """
+
+    def __init__(self, path: Path, shapes: np.ndarray):
+        self.path, self.shapes = path, shapes
+        self.ends = len(shapes) + shapes.prod(1).cumsum()
+        self.pixels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> np.ndarray | None:
+        if self.pixels is None:
+            self.pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if not self.pixels[index]:
+            return None
+        return np.asarray(self.pixels[self.place(index)]).reshape(self.shapes[index])
+
+    def place(self, index: int) -> slice:
+        """Where the image's pixels lie in the file."""
+        return slice(self.ends[index] - self.shapes[index].prod(), self.ends[index])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "pixels": None}
+
+
+class ImageCache:
+    """A folder of such files, of at most `limit` bytes together; the longest unused ones make room for new ones."""
+
+    def __init__(self, folder: Path, limit: int, workers: int = os.cpu_count() or 1):
+        self.folder, self.limit, self.workers = folder, limit, workers
+        self.used: set[Path] = set()
+
+    def open(self, paths: Sequence[Path], view: WeakView, read: Callable[[Path], Image.Image],
+             on_error: str = "raise") -> CachedImages | None:
+        """The prepared pixels of all `paths`, from the cache or made now, `read` decoding them.
+
+        None where they would not fit; then a line in the log says so. Raises InputError for images that cannot be
+        read, all of which are counted, unless `on_error` is `skip`: then they are None.
+        """
+        sizes = map(image_shape, paths)
+        shapes = np.array([view.stored_shape(*size) if size else (0, 0, 0) for size in sizes],
+                          dtype=np.int64).reshape(-1, 3)
+        path = self.folder / f"images_{cache_key(paths, view.source)}.npy"
+        images = CachedImages(path, shapes)
+        if not path.is_file() and not self._make_room(int(shapes.prod(1).sum())):
+            log.info("%d images need %.1f GB of cache, which DATALOADER.CACHE_GB does not leave: they are decoded in "
+                     "every epoch", len(paths), shapes.prod(1).sum() / 1e9)
+            return None
+        if not path.is_file():
+            self._build(images, paths, view, read, on_error)
+        os.utime(path)
+        self.used.add(path)
+        return images
+
+    def _build(self, images: CachedImages, paths: Sequence[Path], view: WeakView,
+               read: Callable[[Path], Image.Image], on_error: str) -> None:
+        """Decode all images into a temporary file, in threads, and give it its name when it is whole: several
+        processes may do so at once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = images.path.with_suffix(f".{uuid.uuid4().hex}.part")
+        pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (int(images.ends[-1]) if len(images) else 0,))
+
+        def fill(index: int) -> str:
+            try:
+                prepared = view.prepare(read(paths[index]))
+            except InputError as error:
+                return str(error)
+            if prepared.shape == tuple(images.shapes[index]):  # else the header told another size: decoded each time
+                pixels[images.place(index)] = prepared.reshape(-1)
+                pixels[index] = 1
+            return ""
+
+        try:
+            with ThreadPoolExecutor(self.workers) as pool:  # Pillow decodes and resizes without holding Python's lock
+                done = pool.map(fill, range(len(paths)))
+                unreadable = [error for error in tqdm(done, desc="decoding", total=len(paths), leave=False) if error]
+            if unreadable and on_error == "raise":
+                raise InputError(unreadable[0] + (f" ({len(unreadable)} such images)" if len(unreadable) > 1 else ""))
+            pixels.flush()
+            pixels._mmap.close()  # Windows renames no file that is mapped
+            _rename(partial, images.path)
+        finally:
+            if partial.exists():
+                pixels._mmap.close()
+                partial.unlink()
+
+    def _make_room(self, needed: int) -> bool:
+        """Delete the longest unused files, but none of this run's, until `needed` bytes fit; False if they cannot."""
+        files = []
+        for path in self.folder.glob("images_*.npy"):
+            with contextlib.suppress(FileNotFoundError):  # another run has just deleted it
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+        taken = sum(size for _, size, _ in files)
+        spare = sorted(file for file in files if file[2] not in self.used)
+        if taken - sum(size for _, size, _ in spare) + needed > self.limit:
+            return False
+        for _, size, path in spare:
+            if taken + needed <= self.limit:
+                break
+            taken -= size
+            with contextlib.suppress(PermissionError):  # Windows: another run has it open
+                path.unlink(missing_ok=True)
+        return True
+
+
+def cache_key(paths: Sequence[Path], source: str) -> str:
+    """SHA-256 of what the pixels depend on: every file by path, size and time of change, and the view's source."""
+    files = [[str(path.resolve()), *_version(path)] for path in paths]
+    return hashlib.sha256(json.dumps([FORMAT, source, Image.__version__, files]).encode()).hexdigest()[:32]
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """(size, time of change in ns); (0, 0) of a file that is not there."""
+    try:
+        stat = path.stat()
+    except OSError:  # left to the reader, which names it
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _rename(partial: Path, path: Path) -> None:
+    """Give a whole file its name, unless another process was faster and has its own open (Windows)."""
+    try:
+        os.replace(partial, path)
+    except PermissionError:
+        if not path.is_file():
+            raise
