@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import platform
@@ -24,6 +23,7 @@ from clip.model import CLIP
 from trainers import distributed
 from trainers.build import build_student, build_training, count_parameters
 from trainers.engine import evaluate, fit, predict
+from trainers.loaders import build_loaders
 from trainers.objective import Objective
 from trainers.plain import plain_features
 from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
@@ -38,7 +38,6 @@ from utils.data import Splits, ViewLoader, build_loader, load_splits, order_clas
 from utils.datasets import load_dataset
 from utils.errors import InputError
 from utils.flags import Flags, parse_flags
-from utils.image_cache import ImageCache
 from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
 from utils.metrics import score
@@ -47,7 +46,6 @@ from utils.readers import read_json
 from utils.record import Run, dataset_identity, run_folder, write_text
 from utils.results import format_summary
 from utils.rng import seed_generators
-from utils.transforms import build_views
 from utils.utils import Tunable
 
 log = logging.getLogger("LaFTer")
@@ -189,33 +187,6 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
 
 
-def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device | str = "cpu") -> dict[str, ViewLoader]:
-    """`train` (shuffled, the student's and the teacher's views), `plain` (the same images, weak, in order), and
-    `val` and `test` where they hold images."""
-    weak, strong = build_views(size, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
-                               cfg.INPUT.INTERPOLATION)
-    if cfg.TRAIN.SUPERVISION == "pseudo":
-        views = {"strong": strong} if cfg.PSEUDO_LABEL.TEACHER == "frozen" else {"weak": weak, "strong": strong}
-    elif cfg.TRAIN.AUGMENT:
-        views = {"strong": strong, "strong2": strong} if cfg.TRAIN.TWO_CROPS else {"strong": strong}
-    else:
-        views = {"weak": weak}
-    cache = None
-    if cfg.DATALOADER.CACHE_GB:
-        folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
-        cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
-    build = functools.partial(build_loader, workers=cfg.DATALOADER.NUM_WORKERS, shard=distributed.shard(),
-                              on_error=cfg.DATALOADER.ON_ERROR, cache=cache, device=device)
-    batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
-    loaders = {"train": build(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=cfg.SEED, shuffle=True),
-               "plain": build(splits.train, {"weak": weak}, batch_size)}
-    for split in ("val", "test"):
-        items = getattr(splits, split)
-        if items:
-            loaders[split] = build(items, {"weak": weak}, batch_size)
-    return loaders
-
-
 def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, ViewLoader],
                result: dict) -> tuple[Tensor, dict[str, Tensor]]:
     """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim] and
@@ -292,6 +263,8 @@ def recorded_splits(folder: Path, splits: Splits) -> Splits | None:
     if not isinstance(data, dict) or data.get("name") != splits.name:
         return None
     return load_splits(path, splits.root)
+
+
 def predict_run(cfg: CfgNode, flags: Flags) -> dict:
     """A run's predictions of one's own images: predictions.csv and .jsonl, in its folder if not in --predict-out."""
     folder = Path(flags.model_dir)

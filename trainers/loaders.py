@@ -1,0 +1,42 @@
+"""The loaders of a run, as the configuration asks for them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from utils.data import Splits, ViewLoader, build_loader
+from utils.image_cache import ImageCache
+from utils.transforms import build_views
+
+from . import distributed
+
+
+def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device | str = "cpu") -> dict[str, ViewLoader]:
+    """`train` (shuffled, the student's and the teacher's views), `plain` (the same images, weak, in order), and
+    `val` and `test` where they hold images."""
+    weak, strong = build_views(size, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
+                               cfg.INPUT.INTERPOLATION)
+    if cfg.TRAIN.SUPERVISION == "pseudo":
+        views = {"strong": strong} if cfg.PSEUDO_LABEL.TEACHER == "frozen" else {"weak": weak, "strong": strong}
+    elif cfg.TRAIN.AUGMENT:
+        views = {"strong": strong, "strong2": strong} if cfg.TRAIN.TWO_CROPS else {"strong": strong}
+    else:
+        views = {"weak": weak}
+    cache = None
+    if cfg.DATALOADER.CACHE_GB:
+        folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
+        cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
+    build = functools.partial(build_loader, workers=cfg.DATALOADER.NUM_WORKERS, shard=distributed.shard(),
+                              on_error=cfg.DATALOADER.ON_ERROR, cache=cache, device=device)
+    batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
+    loaders = {"train": build(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=cfg.SEED, shuffle=True),
+               "plain": build(splits.train, {"weak": weak}, batch_size)}
+    for split in ("val", "test"):
+        items = getattr(splits, split)
+        if items:
+            loaders[split] = build(items, {"weak": weak}, batch_size)
+    return loaders
