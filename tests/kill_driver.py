@@ -52,9 +52,10 @@ class Events:
         replace, fsync, append = os.replace, os.fsync, Run.append
 
         def watched_replace(source, target):
-            self.happen(f"before renaming {Path(target).name}")
+            name = "images" if Path(target).suffix == ".npy" else Path(target).name
+            self.happen(f"before renaming {name}")
             replace(source, target)
-            self.happen(f"after renaming {Path(target).name}")
+            self.happen(f"after renaming {name}")
 
         def watched_fsync(number):  # dies with half of the file written
             self.happen("writing", lambda: os.ftruncate(number, os.fstat(number).st_size // 2))

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,4 +111,68 @@ def test_an_interruption_leaves_no_file(items, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         ImageCache(tmp_path / "cache", GB).open([item.path for item in items], WEAK, interrupted)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_skipped_images_are_marked_and_read_again(items, tmp_path):
+    """Damaged behind the header, damaged in it, and gone: the others come from the cache, these from the reader."""
+    items[2].path.write_bytes(items[2].path.read_bytes()[:700])
+    items[3].path.write_bytes(b"no image")
+    items[4].path.unlink()
+    paths, seen = [item.path for item in items], []
+
+    def batch(cache: ImageCache | None) -> dict[str, object]:
+        return build_loader(items, VIEWS, 12, 0, seed=3, on_error="skip", cache=cache).load(range(12))
+
+    plain, built = batch(None), batch(ImageCache(tmp_path / "cache", GB))
+    found = batch(ImageCache(tmp_path / "cache", GB))
+    for cached in (built, found):
+        assert cached["index"].tolist() == [0, 1, 5, 6, 7, 8, 9, 10, 11]
+        assert cached["unreadable"] == plain["unreadable"] and len(plain["unreadable"]) == 3
+        assert all(torch.equal(cached[name], plain[name]) for name in (*VIEWS, "label", "index"))
+    images = ImageCache(tmp_path / "cache", GB).open(paths, WEAK, seen.append, "skip")
+    assert not seen and [images[index] is None for index in range(6)] == [False, False, True, True, True, False]
+    with pytest.raises(InputError, match="cannot read image .*3 such images"):
+        ImageCache(tmp_path / "other", GB).open(paths, WEAK, read_image)
+
+
+def test_a_batch_that_has_no_readable_image(items, tmp_path):
+    for item in items[:5]:
+        item.path.write_bytes(b"no image")
+    first, *others = build_loader(items, VIEWS, 5, 0, on_error="skip", cache=ImageCache(tmp_path / "cache", GB))
+    assert set(first) == {"unreadable"} and len(first["unreadable"]) == 5
+    assert [len(batch["weak"]) for batch in others] == [5, 2] and "unreadable" not in others[0]
+
+
+def test_several_processes_may_build_the_same_file(items, tmp_path):
+    """The second begins and ends while the first is decoding."""
+    paths, late = [item.path for item in items], []
+
+    def read(path: Path) -> Image.Image:
+        if not late:
+            late.append(ImageCache(tmp_path / "cache", GB).open(paths, WEAK, read_image))
+        return read_image(path)
+
+    first = ImageCache(tmp_path / "cache", GB, workers=1).open(paths, WEAK, read)
+    assert all(np.array_equal(first[index], late[0][index]) for index in range(12))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_a_killed_run_left_is_deleted_after_a_day(items, tmp_path):
+    old, new = tmp_path / "images_a.1.part", tmp_path / "images_b.2.part"
+    for partial in (old, new):
+        partial.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    ImageCache(tmp_path, GB).open([item.path for item in items], WEAK, read_image)
+    assert not old.exists() and new.exists()
+
+
+def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(items, tmp_path, monkeypatch):
+    paths = [item.path for item in items]
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="cannot write the image cache in .*file.*CACHE_GB 0"):
+        ImageCache(tmp_path / "file", GB).open(paths, WEAK, read_image)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="No space left.*make room"):
+        ImageCache(tmp_path / "cache", GB).open(paths, WEAK, read_image)
     assert not list((tmp_path / "cache").iterdir())

@@ -33,7 +33,8 @@ def test_a_run_killed_anywhere_resumes_to_the_same_last_bit(tmp_path, trainer):
     assert len(points) >= 20 and events["stopped"] == ["step", "evaluation", "writing", "text classifier"]
     assert {"text phase", "text classifier", "step", "update", "evaluation", "writing", "row", "deletion",
             "before renaming epoch0002.pt", "after renaming epoch0002.pt", "after renaming best.pt",
-            "before renaming config.yaml", "before renaming split.json", "before renaming final.json"} <= set(points)
+            "before renaming images", "after renaming images", "before renaming config.yaml",
+            "before renaming split.json", "before renaming final.json"} <= set(points)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a process group's signals")

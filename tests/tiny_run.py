@@ -43,7 +43,7 @@ def arguments(folder: Path, name: str, *more: str, trainer: str = "LaFTer") -> l
             "--lr", "0.005", "--scheduler", "coslr", *more, "DATASET.VAL_FRACTION", "0.15", "OPTIM.WARMUP_EPOCH", "1",
             "PROMPT_NUM", "4", "MULTI_LAYER_PROMPT.NUM", "2", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS", "1",
             "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "2", "PROMPT_INIT_IMAGES", "8", "PICTURES", "False",
-            "TEXT.LR", "0.02",
+            "TEXT.LR", "0.02", "DATALOADER.CACHE_DIR", str(folder / "cache" / name),
             "DATASET.TEXT_FEATURES", str(folder / "texts.npz")]
 
 

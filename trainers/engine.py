@@ -107,8 +107,8 @@ def learn_batch(training: Training, objective: Objective, batches: Iterator[dict
     """Add this process's part of the next batch's gradient, for a step of `in_step` batches; returns what each
     process tells of its share. The shares' sizes are told first: every image weighs the same in the batch's mean."""
     share, counts = distributed.exchange(lambda: load_share(batches))
-    weight = 1 / (max(sum(counts), 1) * in_step)
-    _, told = distributed.exchange(lambda: (None, learn_share(training, objective, share, weight, micro_batch)))
+    images = sum(counts) * in_step
+    _, told = distributed.exchange(lambda: (None, learn_share(training, objective, share, images, micro_batch)))
     return told
 
 
@@ -118,15 +118,15 @@ def load_share(batches: Iterator[dict]) -> tuple[dict[str, object], int]:
     return share, len(share.get("label", ()))
 
 
-def learn_share(training: Training, objective: Objective, share: dict[str, object], weight: float,
+def learn_share(training: Training, objective: Objective, share: dict[str, object], images: int,
                 micro_batch: int) -> dict[str, object]:
-    """Add the gradient of a share's loss, each image's times `weight`; returns what all processes are told of it: the
-    sums over its images."""
+    """Add the gradient of the loss of a share's images divided by `images`; returns what all processes are told of it:
+    the sums over its images."""
     told = {"signal": training.interrupts.signal, "unreadable": share.pop("unreadable", []), "sums": {"images": 0}}
     if "label" not in share:
         return told
     count, labelled = len(share["label"]), share["label"] != UNKNOWN
-    labels, parts = backward(training, objective, share, micro_batch, weight * count)
+    labels, parts = backward(training, objective, share, micro_batch, count / images)
     losses = {"loss": sum(parts.values()), **parts}
     told["sums"] = {"images": count, "known": labelled.sum().item(),
                     "right": (labels.cpu() == share["label"])[labelled].sum().item(),

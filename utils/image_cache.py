@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
+import shutil
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +25,7 @@ from .transforms import WeakView
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # part of every key: raise it where the pixels of a view or the layout of a file change
+ABANDONED = 24 * 3600  # seconds after which a file that is still partial belongs to a run that was killed
 
 
 class CachedImages:
@@ -88,9 +92,16 @@ class ImageCache:
                read: Callable[[Path], Image.Image], on_error: str) -> None:
         """Decode all images into a temporary file, in threads, and give it its name when it is whole: several
         processes may do so at once."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial = images.path.with_suffix(f".{uuid.uuid4().hex}.part")
-        pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (int(images.ends[-1]) if len(images) else 0,))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.folder).free < images.ends[-1]:  # writing to the mapped file would kill the run
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (int(images.ends[-1]),))
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"cannot write the image cache in {self.folder} ({error.strerror or error}); make room, "
+                             "name another folder with DATALOADER.CACHE_DIR, or set DATALOADER.CACHE_GB 0") from error
 
         def fill(index: int) -> str:
             try:
@@ -118,6 +129,10 @@ class ImageCache:
 
     def _make_room(self, needed: int) -> bool:
         """Delete the longest unused files, but none of this run's, until `needed` bytes fit; False if they cannot."""
+        for partial in self.folder.glob("images_*.part"):
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                if time.time() - partial.stat().st_mtime > ABANDONED:
+                    partial.unlink()
         files = []
         for path in self.folder.glob("images_*.npy"):
             with contextlib.suppress(FileNotFoundError):  # another run has just deleted it
