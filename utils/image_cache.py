@@ -99,7 +99,8 @@ class ImageCache:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (int(images.ends[-1]),))
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise InputError(f"cannot write the image cache in {self.folder} ({error.strerror or error}); make room, "
                              "name another folder with DATALOADER.CACHE_DIR, or set DATALOADER.CACHE_GB 0") from error
 
