@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import LaFTer
-from trainers.predict import find_files
-from utils.data import Item, Splits, order_classes
+from trainers.predict import ImageFiles, find_files
+from utils.data import Item, Splits, ViewLoader, build_loader, order_classes
 from utils.demo_faces import draw_dataset
 from utils.errors import InputError
 from utils.record import read_rows
+from utils.transforms import build_views
 
 CLASSES = ["joy", "anger", "disgust", "fear", "sadness", "surprise"]
 QUICK = ("--epochs", "1", "--txt_epochs", "20", "--workers", "0", "--batch_size", "12", "PICTURES", "False")
@@ -173,3 +174,12 @@ def test_classes_in_another_order_keep_their_images_and_shares(tmp_path):
     ordered = order_classes(Splits("x", tmp_path, ["a", "b", "c"], items, [], items), ["c", "a"])
     assert [(item.label, item.classname) for item in ordered.train] == [(1, "a"), (-1, "")]
     assert torch.tensor(ordered.test[0].distribution).tolist() == pytest.approx([1 / 7, 6 / 7])
+
+
+def test_files_are_seen_as_in_evaluation(place):
+    weak, _ = build_views(48, [], (0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
+    files = sorted((place / "photos" / "train").iterdir())
+    (seen,) = ViewLoader(ImageFiles([*files, place / "absent.png"], weak), batch_size=len(files) + 1)
+    views = build_loader([Item(file, 0, "") for file in files], {"weak": weak}, 5, 0).load(range(len(files)))["weak"]
+    assert torch.equal(seen["weak"][:-1], views) and len(views) == len(files) > 5
+    assert seen["error"][:-1] == [""] * len(files) and "absent.png" in seen["error"][-1]
