@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
@@ -22,6 +20,7 @@ from yacs.config import CfgNode
 import clip
 from clip.model import CLIP
 from trainers import distributed
+from trainers.backbone import environment, load_clip
 from trainers.build import build_student, build_training, count_parameters
 from trainers.engine import evaluate, fit, predict
 from trainers.objective import Objective
@@ -32,10 +31,9 @@ from trainers.texts import text_features
 from trainers.training import Training
 from utils.catalogue import format_datasets, list_datasets
 from utils.checkpoint import drop_later, find_checkpoint, find_latest
-from utils.config import default_config, image_size, load_config, resolve_path
+from utils.config import default_config, load_config
 from utils.data import Splits, build_loader, load_splits, order_classes
 from utils.datasets import load_dataset
-from utils.errors import InputError
 from utils.flags import Flags, parse_flags
 from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
@@ -160,30 +158,6 @@ def draw_examples(cfg: CfgNode, splits: Splits, model: Tunable, loader: DataLoad
                          path)
 
 
-def load_clip(cfg: CfgNode) -> CLIP:
-    """The backbone on its device, in its precision, at INPUT.SIZE, with its stages."""
-    device = choose_device(cfg.DEVICE)
-    backbone = cfg.MODEL.BACKBONE
-    name = backbone.NAME if backbone.NAME in clip.available_models() else str(resolve_path(backbone.NAME))
-    model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
-                         image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
-                         stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
-    return model.requires_grad_(False)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; auto takes CUDA, else MPS, else the CPU. Raises InputError for one that is not here."""
-    if name == "auto" and distributed.world_size() > 1 and torch.cuda.is_available():
-        name = f"cuda:{distributed.local_rank()}"
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on how it was built
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
-
-
 def build_loaders(cfg: CfgNode, splits: Splits, size: int) -> dict[str, DataLoader]:
     """`train` (shuffled, the student's and the teacher's views), `plain` (the same images, weak, in order), and
     `val` and `test` where they hold images."""
@@ -295,14 +269,6 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
         log.info("%d images predicted with epoch %d, %d could not be read; %s, %s", len(rows) - failed, state["epoch"],
                  failed, table, lines)
     return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(table), str(lines)]}
-
-
-def environment(clip_model: CLIP) -> dict[str, object]:
-    """What a reader needs to repeat the run's numbers."""
-    device = clip_model.visual.proj.device
-    return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "threads": torch.get_num_threads()}
 
 
 def exit_with_message(program: Callable[[], object]) -> None:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from trainers.alignment import fit_alignment, solve_alignment
-from trainers.engine import load_tuned, tuned_state
 from trainers.lafter_multilayer import MultiLayerLaFTer
 from trainers.moments import Moments
+from trainers.training import load_tuned, tuned_state
 from utils.errors import InputError
 
 
