@@ -119,6 +119,9 @@ def prepare(root, make_clip, make_cfg):
                                objective=objective(criterion, cfg, CLASSNAMES))
 
     return prepare
+
+
+@pytest.fixture
 def read_dataset(tmp_path):
     """read_dataset(name, KEY, value, …) → the splits of a data set that the test wrote into its own folder."""
 

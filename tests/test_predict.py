@@ -21,6 +21,10 @@ CLASSES = ["joy", "anger", "disgust", "fear", "sadness", "surprise"]
 QUICK = ("--epochs", "1", "--txt_epochs", "20", "--workers", "0", "--batch_size", "12", "PICTURES", "False")
 
 
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Drawn faces as a pile of unlabelled photos, `photos/train`, and as labelled folders, `labelled/{train,test}`."""
@@ -59,8 +63,9 @@ def test_without_labels_a_run_tells_agreement_and_confidence(unlabelled):
     methods = result["splits"]["test"]
     assert set(methods) == {"zero_shot", "text_classifier", "untrained", "last", "best"}
     for name, metrics in methods.items():
-        assert set(metrics) == {"confidence"} | ({"agreement"} if name != "text_classifier" else set())
-        assert all(0 <= value <= 1 for value in metrics.values())
+        of_stages = {"stage_agreement", "stage_cka"} if name in ("untrained", "last", "best") else set()
+        assert set(metrics) == {"confidence"} | ({"agreement"} if name != "text_classifier" else set()) | of_stages
+        assert all(0 <= metrics[measure] <= 1 for measure in set(metrics) - of_stages)
     rows = read_rows(folder / "metrics.jsonl")
     assert rows[-1]["test"] == methods["last"] and "pseudo_label_accuracy" not in rows[-1]
     log = (folder / "log.txt").read_text(encoding="utf-8")
@@ -73,7 +78,7 @@ def test_two_commands_lead_from_unlabelled_images_to_a_table(unlabelled, place):
     photos = sorted((place / "photos" / "train").iterdir())
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    lines = read_rows(folder / "predictions.jsonl")
+    lines = read_lines(folder / "predictions.jsonl")
     assert told["images"] == len(photos) == len(table) == len(lines) and told["unreadable"] == 0
     for photo, row, line in zip(photos, table, lines):
         shares = {name: float(row[f"p({name})"]) for name in CLASSES}
@@ -97,7 +102,7 @@ def test_what_cannot_be_read_becomes_a_row_and_the_rest_go_on(unlabelled, place,
     (tmp_path / "list.txt").write_text("\n".join(files) + "\n\n", encoding="utf-8")
     told = LaFTer.main(["--predict", str(tmp_path / "list.txt"), "--model-dir", str(folder), "--predict-out",
                         str(tmp_path / "out"), "--workers", "0"])
-    rows = read_rows(tmp_path / "out" / "predictions.jsonl")
+    rows = read_lines(tmp_path / "out" / "predictions.jsonl")
     assert (told["images"], told["unreadable"]) == (4, 3)
     assert [Path(row["file"]).name for row in rows] == ["cut.png", "note.jpg", good.name, "absent.png"]
     assert ["error" in row for row in rows] == [True, True, False, True]
@@ -114,7 +119,7 @@ def test_a_dual_task_model_tells_the_distribution(place, start):
                       "--exp-name", "dual")
     photo = str(sorted((place / "photos" / "train").iterdir())[0])
     told = LaFTer.main(["--predict", photo, "--model-dir", str(folder), "--load-epoch", "1"])
-    (row,) = read_rows(folder / "predictions.jsonl")
+    (row,) = read_lines(folder / "predictions.jsonl")
     assert told["epoch"] == 1 and row["distribution"] == row["probabilities"]
     assert set(row["distribution"]) == set(CLASSES) and sum(row["distribution"].values()) == pytest.approx(1, abs=1e-5)
     with pytest.raises(FileNotFoundError, match="epoch 9"):
@@ -127,7 +132,7 @@ def test_a_run_is_scored_on_other_data_of_the_same_classes(unlabelled, place):
     told = LaFTer.main(["--eval-only", "--model-dir", str(folder), "--dataset-config-file", "folder", "--root",
                         str(place / "labelled"), "DATASET.CLASSNAMES", "[]", "--workers", "0"])
     LaFTer.main(["--predict", str(place / "labelled" / "test"), "--model-dir", str(folder), "--workers", "0"])
-    rows = read_rows(folder / "predictions.jsonl")
+    rows = read_lines(folder / "predictions.jsonl")
     right = sum(Path(row["file"]).parent.name == row["prediction"] for row in rows)
     assert told["splits"]["test"]["tuned"]["top1"] == pytest.approx(right / len(rows)) and len(rows) == 12
     assert (folder / "eval_labelled_epoch1.json").is_file()
