@@ -8,19 +8,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP
 from trainers import distributed
+from trainers.backbone import environment, load_clip
 from trainers.build import build_student, build_training, count_parameters
 from trainers.engine import evaluate, fit, predict
 from trainers.loaders import build_loaders
@@ -33,10 +32,9 @@ from trainers.texts import text_features
 from trainers.training import Training
 from utils.catalogue import format_datasets, list_datasets
 from utils.checkpoint import drop_later, find_checkpoint, find_latest
-from utils.config import default_config, image_size, load_config, resolve_path
+from utils.config import default_config, load_config
 from utils.data import Splits, ViewLoader, build_loader, load_splits, order_classes
 from utils.datasets import load_dataset
-from utils.errors import InputError
 from utils.flags import Flags, parse_flags
 from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
@@ -163,30 +161,6 @@ def draw_examples(cfg: CfgNode, splits: Splits, model: Tunable, loader: ViewLoad
                          path)
 
 
-def load_clip(cfg: CfgNode) -> CLIP:
-    """The backbone on its device, in its precision, at INPUT.SIZE, with its stages."""
-    device = choose_device(cfg.DEVICE)
-    backbone = cfg.MODEL.BACKBONE
-    name = backbone.NAME if backbone.NAME in clip.available_models() else str(resolve_path(backbone.NAME))
-    model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
-                         image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
-                         stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
-    return model.requires_grad_(False)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; auto takes CUDA, else MPS, else the CPU. Raises InputError for one that is not here."""
-    if name == "auto" and distributed.world_size() > 1 and torch.cuda.is_available():
-        name = f"cuda:{distributed.local_rank()}"
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on how it was built
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
-
-
 def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, ViewLoader],
                result: dict) -> tuple[Tensor, dict[str, Tensor]]:
     """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim] and
@@ -279,14 +253,6 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
         log.info("%d images predicted with epoch %d, %d could not be read; %s, %s", len(rows) - failed, state["epoch"],
                  failed, table, lines)
     return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(table), str(lines)]}
-
-
-def environment(clip_model: CLIP) -> dict[str, object]:
-    """What a reader needs to repeat the run's numbers."""
-    device = clip_model.visual.proj.device
-    return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "threads": torch.get_num_threads()}
 
 
 def exit_with_message(program: Callable[[], object]) -> None:

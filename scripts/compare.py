@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import utils.results
 from clip import ClipError
-from LaFTer import exit_with_message, load_clip
+from LaFTer import exit_with_message
+from trainers.backbone import load_clip
 from utils.config import PROJECT
 from utils.datasets import load_dataset
 from utils.errors import InputError

@@ -20,7 +20,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from LaFTer import build_loaders, environment, exit_with_message, load_clip
+from LaFTer import build_loaders, exit_with_message
+from trainers.backbone import environment, load_clip
 from trainers.plain import plain_features
 from utils.config import load_config
 from utils.datasets import load_dataset

@@ -1,0 +1,47 @@
+"""The backbone as a run's configuration asks for it, and the machine that it is on."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from yacs.config import CfgNode
+
+import clip
+from clip.model import CLIP
+from utils.config import image_size, resolve_path
+from utils.errors import InputError
+
+from . import distributed
+
+
+def load_clip(cfg: CfgNode) -> CLIP:
+    """The backbone on its device, in its precision, at INPUT.SIZE, with its stages."""
+    device = choose_device(cfg.DEVICE)
+    backbone = cfg.MODEL.BACKBONE
+    name = backbone.NAME if backbone.NAME in clip.available_models() else str(resolve_path(backbone.NAME))
+    model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
+                         image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
+                         stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
+    return model.requires_grad_(False)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; auto takes CUDA, else MPS, else the CPU. Raises InputError for one that is not here."""
+    if name == "auto" and distributed.world_size() > 1 and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank()}"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on how it was built
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
+
+
+def environment(clip_model: CLIP) -> dict[str, object]:
+    """What a reader needs to repeat the run's numbers."""
+    device = clip_model.visual.proj.device
+    return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "threads": torch.get_num_threads()}
