@@ -30,7 +30,8 @@ from benchmark_parts import BACKBONES, CASES, Row, gemm_rate, measure_pipeline, 
 from benchmark_scaling import measure_scaling
 
 from clip.model import PRECISIONS
-from LaFTer import choose_device, exit_with_message
+from LaFTer import exit_with_message
+from trainers.backbone import choose_device
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLUMNS = {"seconds": "s", "images_per_s": "images/s", "floor_fraction": "of the floor", "peak_gb": "peak GB",

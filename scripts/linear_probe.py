@@ -20,8 +20,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from LaFTer import build_loaders, exit_with_message
+from LaFTer import exit_with_message
 from trainers.backbone import environment, load_clip
+from trainers.loaders import build_loaders
 from trainers.plain import plain_features
 from utils.config import load_config
 from utils.datasets import load_dataset
