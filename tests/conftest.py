@@ -12,8 +12,8 @@ from PIL import Image
 
 from clip.model import CLIP
 from clip.transformer import LayerNorm
-from LaFTer import build_loaders
 from trainers.build import build_student, build_training
+from trainers.loaders import build_loaders
 from trainers.objective import Objective
 from utils.config import load_config
 from utils.data import Splits

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.tiny_run import assert_same
 from trainers.engine import choose_labels, evaluate, fit, predict, step_loss, train_one_epoch, update
 from trainers.objective import Objective
 from trainers.training import tuned_state
@@ -25,23 +26,6 @@ def fit_in(folder, parts: SimpleNamespace, resume: bool = False) -> tuple[Run, d
         parts.training.load(find_checkpoint(folder))
         run.rewind(parts.training.epoch)
     return run, fit(parts.training, parts.objective, parts.loaders["train"], parts.evaluation, parts.cfg, run)
-
-
-def assert_same(a: object, b: object, where: str = "") -> None:
-    """Equal to the last bit, through dictionaries and lists."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}/{index}")
-    else:
-        assert a == b, where
 
 
 def timeless(value: object) -> object:

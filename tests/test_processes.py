@@ -51,23 +51,11 @@ def ends(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
     return [(process.returncode, err) for process in processes for _, err in [process.communicate(timeout=240)]]
 
 
-def close(a: object, b: object, where: str = "") -> None:
+def nearly(a: object, b: object) -> bool:
     """Equal but for rounding."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            close(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b)):
-            close(x, y, f"{where}/{index}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=2e-5), where
-    elif isinstance(a, float):
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6), where
-    else:
-        assert a == b, where
+    if isinstance(a, torch.Tensor):
+        return torch.allclose(a.double(), b.double(), rtol=1e-4, atol=2e-5)
+    return a == pytest.approx(b, rel=1e-5, abs=1e-6) if isinstance(a, float) else a == b
 
 
 @pytest.mark.parametrize("trainer", MODES)
@@ -84,14 +72,15 @@ def test_two_processes_do_what_one_does(tmp_path, trainer):
     for state in (one[2], two[2]):
         del state["rng"]
     for a, b, part in zip(one, two, ("final", "rows", "checkpoint")):
-        close(a, b, part)
+        tiny_run.assert_same(a, b, part, nearly)
     assert done.stderr.count("epoch 4/4: loss") == 1  # one of them speaks
     folder = str(tiny_run.run_folder(tmp_path, "two", trainer))
     for status, said in ends(start_two("--eval-only", "--model-dir", folder, "--device", "cpu")):
         assert status == 0, said
     (again,) = Path(folder).glob("eval_*.json")
     scored = json.loads(again.read_text(encoding="utf-8"))["splits"]
-    close({split: scored[split]["tuned"] for split in scored}, {split: one[1][-1][split] for split in scored}, "again")
+    tiny_run.assert_same({split: scored[split]["tuned"] for split in scored},
+                         {split: one[1][-1][split] for split in scored}, "again", nearly)
 
 
 def test_shares_of_every_batch_make_the_whole_epoch_once():
