@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from . import distributed
 from .lafter_multilayer import MultiLayerLaFTer
-from .moments import Moments, add_up
+from .moments import Moments
 from .speed import micro_batches
 
 
@@ -25,7 +25,7 @@ def fit_alignment(model: MultiLayerLaFTer, loader: DataLoader, ridge: float) -> 
             images = micro["weak"].to(visual.proj.device, non_blocking=True)
             final, stage_outputs = visual.forward_multi_stage_prompts(images)
             moments.update(visual.project(model.nga(stage_outputs)).float(), final.float())
-    moments.sums = add_up(distributed.gather(dict(moments.sums)))
+    moments.sums = distributed.add_up(distributed.gather(dict(moments.sums)))
     return solve_alignment(moments, ridge).to(visual.proj.device)
 
 

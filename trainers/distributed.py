@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -96,6 +97,14 @@ def gather(value: T) -> list[T]:
     with _lost_process():
         dist.all_gather_object(values, value)
     return values
+
+
+def add_up(shares: Sequence[dict[str, float | Tensor]]) -> Counter:
+    """The sums by name over several processes' shares; what a share does not name adds nothing."""
+    total = Counter()
+    for share in shares:
+        total.update(share)
+    return total
 
 
 def exchange(work: Callable[[], tuple[T, object]]) -> tuple[T, list]:

@@ -82,9 +82,9 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
         for step in range(progress.step, sampler.batches):
             in_step = min(accumulate, sampler.batches - (step - step % accumulate))
             told = learn_batch(training, objective, batches, in_step, cfg.DATALOADER.TRAIN_X.MICRO_BATCH)
-            batch = add_up([own["sums"] for own in told])
+            batch = distributed.add_up([own["sums"] for own in told])
             check_loss(batch, training, step)
-            sums, images = add_up([sums, batch]), images + batch["images"]
+            sums, images = distributed.add_up([sums, batch]), images + batch["images"]
             progress.unreadable += [message for own in told for message in own["unreadable"]]
             if (step + 1) % accumulate == 0 or step + 1 == sampler.batches:
                 if images:
@@ -132,14 +132,6 @@ def learn_share(training: Training, objective: Objective, share: dict[str, objec
                     "right": (labels.cpu() == share["label"])[labelled].sum().item(),
                     **{name: loss.item() * count for name, loss in losses.items()}}
     return told
-
-
-def add_up(shares: list[dict[str, float]]) -> Counter:
-    """The sums of several dictionaries' values by name."""
-    total = Counter()
-    for share in shares:
-        total.update(share)
-    return total
 
 
 def summarise_epoch(training: Training) -> dict[str, object]:

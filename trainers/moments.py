@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,12 +42,3 @@ class Moments:
         xx, xy, yy = (table.flatten(-2).norm(dim=-1) for table in self.covariances())
         scale = xx * yy
         return (xy.square() / scale.where(scale > 0, 1.0)).tolist()
-
-
-def add_up(shares: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The sums by name over several processes' shares; one that saw no image has no names."""
-    total: dict[str, Tensor] = defaultdict(float)
-    for share in shares:
-        for name, term in share.items():
-            total[name] = total[name] + term
-    return total

@@ -15,7 +15,7 @@ from utils.utils import Tunable
 from . import distributed
 from .lafter import Prediction
 from .lafter_multilayer import MultiLayerLaFTer
-from .moments import Moments, add_up
+from .moments import Moments
 
 
 class StageMonitor:
@@ -41,8 +41,8 @@ class StageMonitor:
 
     def share(self) -> None:
         """Add up what all processes have seen."""
-        self.sums = add_up(distributed.gather(dict(self.sums)))
-        self.moments.sums = add_up(distributed.gather(dict(self.moments.sums)))
+        self.sums = distributed.add_up(distributed.gather(dict(self.sums)))
+        self.moments.sums = distributed.add_up(distributed.gather(dict(self.moments.sums)))
 
     def result(self) -> dict[str, list[float]]:
         """Fractions, from shallow to deep: `stage_top1` of each stage, where labels exist; `stage_agreement`, the share
