@@ -130,7 +130,8 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Away from, or towards, the image's mean luma."""
-    return x.lerp_(luma(x).mean((2, 3), keepdim=True), 1 - factor).clamp_(0, 1)
+    mean = luma(x).mean((2, 3), keepdim=True)
+    return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
