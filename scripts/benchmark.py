@@ -6,8 +6,8 @@
     python scripts/benchmark.py --scaling        time and memory as images, classes and descriptions grow
 
 Weights and images are random: speed does not depend on them. Pairs are measured in turns and the medians told.
-"Of the floor" is the time that a step's floating-point operations take at the rate of the bare matrix products,
-divided by the step's time.
+"Of the floor" is the time that a step's floating-point operations take at the rate of the bare matrix products, which
+is measured in the same turns, divided by the step's time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from benchmark_parts import BACKBONES, CASES, Row, gemm_rate, measure_pipeline, measure_step, measure_texts
+from benchmark_parts import BACKBONES, CASES, Row, measure_apart, measure_pipeline, measure_texts
 from benchmark_scaling import measure_scaling
 
 from clip.model import PRECISIONS
@@ -35,7 +35,8 @@ from trainers.backbone import choose_device
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLUMNS = {"seconds": "s", "images_per_s": "images/s", "floor_fraction": "of the floor", "peak_gb": "peak GB",
-           "times_reference": "× plain", "tflop": "TFLOP"}
+           "times_reference": "× plain", "tflop": "TFLOP", "gemm_tflop_per_s": "products TFLOP/s",
+           "reference_seconds": "plain s"}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -84,17 +85,9 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
 def measure(args: argparse.Namespace, device: torch.device, folder: Path, record: dict[str, object]) -> None:
     """Fill `record` with the rows that are asked for, table by table."""
     if "step" in args.only:
-        record["gemm"], record["steps"] = [], []
-        for backbone in args.backbones:
-            for precision in args.precision:
-                for batch in args.batch:
-                    rate = gemm_rate(backbone, precision, batch, device)
-                    record["gemm"].append({"backbone": backbone, "precision": precision, "batch": batch,
-                                           "tflop_per_s": rate / 1e12})
-                    record["steps"] += [measure_step(backbone, precision, batch, case, device, args.repeats, rate,
-                                                     args.compile, args.checkpointing) for case in CASES]
-        show("Matrix products at the model's shapes", record["gemm"])
-        show("The step, against LaFTer's written plainly", record["steps"])
+        record["steps"] = show("The step, against LaFTer's written plainly", [
+            measure_apart(backbone, precision, batch, case, device, args.repeats, args.compile, args.checkpointing)
+            for backbone in args.backbones for precision in args.precision for batch in args.batch for case in CASES])
     if "texts" in args.only:
         count = 100 if args.quick else 500
         record["texts"] = show("Texts, against one at a time at 77 tokens", [

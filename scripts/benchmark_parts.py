@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ CASES = (("LaFTer", "shared teacher", {}, 0),
          ("MultiLayerLaFTer", "append, warm-up", {"MULTI_LAYER_PROMPT.MODE": "append"}, 0),
          ("MultiLayerLaFTer", "replace, full", {"MULTI_LAYER_PROMPT.MODE": "replace"}, 99))
 CLASSES = 10
+PRODUCTS = 10  # a block's matrix products, so many times in each turn
 PHOTO = (640, 480)
 
 
@@ -86,21 +88,24 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float |
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
-def gemm_rate(backbone: str, precision: str, batch: int, device: torch.device, prompts: int = 50) -> float:
-    """The machine's rate in FLOP/s at the matrix products of a block: the best of the whole batch's rows and of a
-    micro-batch's."""
+def matrix_products(backbone: str, precision: str, batch: int, device: torch.device,
+                    prompts: int = 50) -> tuple[Callable[[], None], int]:
+    """(a function that does a block's matrix products and those of its input's gradient, their FLOP): what no step of
+    the model can do without. On a CPU by micro-batches, as the step does, which is the faster way."""
     size, _, width, patch = BACKBONES[backbone][:4]
     dtype, tokens = PRECISIONS[precision], 1 + (size // patch) ** 2 + prompts
-    rates = []
-    for images in {batch, min(batch, CPU_MICRO_BATCH)}:
-        products, flops = {}, 0
-        for inner, outer in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
-            x = torch.randn(images * tokens, inner, device=device, dtype=dtype)
-            weight = torch.randn(outer, inner, device=device, dtype=dtype)
-            products[f"{inner}x{outer}"] = lambda x=x, weight=weight: F.linear(x, weight)
-            flops += 2 * x.numel() * outer
-        rates.append(flops / sum(interleaved(products, 7, device).values()))
-    return max(rates)
+    images = min(batch, CPU_MICRO_BATCH) if device.type == "cpu" else batch
+    pairs, rows = [], images * tokens
+    for inner, outer in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
+        weight = torch.randn(outer, inner, device=device, dtype=dtype)
+        pairs += [(torch.randn(rows, inner, device=device, dtype=dtype), weight.t()),
+                  (torch.randn(rows, outer, device=device, dtype=dtype), weight)]
+
+    def multiply() -> None:
+        for x, weight in pairs:
+            torch.mm(x, weight)
+
+    return multiply, sum(2 * x.numel() * weight.shape[1] for x, weight in pairs)
 
 
 def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: int, batch: int,
@@ -122,8 +127,9 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
 
 
 def measure_step(backbone: str, precision: str, batch: int, case: tuple, device: torch.device, repeats: int,
-                 rate: float, compile_mode: str = "off", checkpointing: bool = False) -> Row:
-    """A row: our step, in turns with reference (c), which is LaFTer's step whatever the case."""
+                 compile_mode: str = "off", checkpointing: bool = False) -> Row:
+    """A row: our step, in turns with reference (c), which is LaFTer's step whatever the case, and with the matrix
+    products alone, whose rate sets the floor."""
     trainer, mode, values, epoch = case
     clip_model = make_clip(backbone, precision, device)
     values = {**values, "MODEL.CHECKPOINT_GRADIENTS": checkpointing, "MODEL.PRECISION": precision}
@@ -142,12 +148,22 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
     width = other.visual.class_embedding.numel()
     plain = PlainStep(other, training.teacher.classifier, 0.02 * torch.randn(1, 50, width, device=device),
                       training.teacher.classifier)
-    seconds = interleaved({"ours": step, "reference": lambda: plain(views["weak"], views["strong"])}, repeats, device)
+    multiply, flops = matrix_products(backbone, precision, batch, device)
+    seconds = interleaved({"ours": step, "reference": lambda: plain(views["weak"], views["strong"]),
+                           "products": lambda: [multiply() for _ in range(PRODUCTS)]}, repeats, device)
+    rate = PRODUCTS * flops / seconds["products"]
     return {"trainer": trainer, "mode": mode, "backbone": backbone, "precision": precision, "batch": batch,
             "compile": compile_mode, "checkpointing": checkpointing, "seconds": seconds["ours"],
             "images_per_s": batch / seconds["ours"], "tflop": counter.get_total_flops() / 1e12,
-            "floor_fraction": counter.get_total_flops() / rate / seconds["ours"], "peak_gb": memory,
+            "gemm_tflop_per_s": rate / 1e12, "floor_fraction": counter.get_total_flops() / rate / seconds["ours"],
+            "peak_gb": memory, "reference_seconds": seconds["reference"],
             "times_reference": seconds["reference"] / seconds["ours"]}
+
+
+def measure_apart(*args: object) -> Row:
+    """`measure_step` in a process of its own, so that its peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        return pool.apply(measure_step, args)
 
 
 def description_texts(count: int) -> list[str]:

@@ -7,7 +7,8 @@ a batch of these into normalised tensors on the training device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +24,17 @@ CROP = "random_resized_crop"
 PARTS = {"random_flip": RandomFlip, "color_jitter": ColorJitter, "random_grayscale": RandomGrayscale,
          "gaussian_blur": GaussianBlur}
 SOURCE_SCALE = 1.5  # the strong view is cut from an image whose short side is at most this many times INPUT.SIZE
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread within: operations on one image are so short that sharing them costs more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class WeakView:
@@ -57,9 +69,12 @@ class WeakView:
         """uint8 [batch, size, size, 3], parameters [batch, num_params] on the CPU → normalised
         [batch, 3, size, size] on the images' device."""
         result = torch.empty(len(images), 3, self.size, self.size, device=images.device)
-        together = 1 if images.device.type == "cpu" else len(images)  # one at a time stays in a CPU's cache
-        for part in zip(result.split(together), images.split(together), params.split(together)):
-            self._finish(*part)
+        if images.device.type != "cpu":
+            self._finish(result, images, params)
+            return result
+        with one_thread():
+            for part in zip(result.split(1), images.split(1), params.split(1)):  # one image stays in a core's cache
+                self._finish(*part)
         return result
 
     def _finish(self, x: Tensor, images: Tensor, params: Tensor) -> None:
