@@ -86,7 +86,7 @@ def default_config() -> CN:
     cfg.PROMPT_INIT_IMAGES = 64  # unlabelled training images that `tokens` draws prompts from
     cfg.PROMPT_NUM = 50  # LaFTer's; MultiLayerLaFTer has MULTI_LAYER_PROMPT.NUM per stage
     cfg.MULTI_LAYER_PROMPT = CN(dict(
-        MODE="append", NUM=16, STAGES=[], NGA="gaussian", SIGMA=1.0, FUSION_START=0.97, CONSISTENCY=0.1,
+        MODE="replace", NUM=16, STAGES=[], NGA="gaussian", SIGMA=1.0, FUSION_START=0.97, CONSISTENCY=0.1,
         FUSION="learned",  # confidence: for each image also by each stage's own confidence
         ALIGN="none", ALIGN_RIDGE=0.1,  # linear: a fixed map of each stage's features to the final ones
         PROGRESSIVE_TRAINING=True, WARMUP_EPOCHS=2, PROGRESSIVE_EPOCHS=3))
