@@ -49,6 +49,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=["ViT-B/32"])
     parser.add_argument("--batch", type=int, nargs="+", default=[50])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"])
+    modes = [mode for _, mode, *_ in CASES]
+    parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="of the step")
     parser.add_argument("--compile", choices=("on", "off"), default="off", help="the image tower's blocks")
     parser.add_argument("--checkpointing", action="store_true", help="recompute blocks instead of keeping them")
     parser.add_argument("--repeats", type=int, default=5)
@@ -87,7 +89,8 @@ def measure(args: argparse.Namespace, device: torch.device, folder: Path, record
     if "step" in args.only:
         record["steps"] = show("The step, against LaFTer's written plainly", [
             measure_apart(backbone, precision, batch, case, device, args.repeats, args.compile, args.checkpointing)
-            for backbone in args.backbones for precision in args.precision for batch in args.batch for case in CASES])
+            for backbone in args.backbones for precision in args.precision for batch in args.batch for case in CASES
+            if case[1] in args.modes])
     if "texts" in args.only:
         count = 100 if args.quick else 500
         record["texts"] = show("Texts, against one at a time at 77 tokens", [

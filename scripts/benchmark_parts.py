@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from clip.model import CLIP, PRECISIONS
+from clip.transformer import linear
 from trainers.build import TRAINERS, build_training
 from trainers.engine import backward, update
 from trainers.objective import Objective
@@ -89,23 +90,24 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float |
 
 
 def matrix_products(backbone: str, precision: str, batch: int, device: torch.device,
-                    prompts: int = 50) -> tuple[Callable[[], None], int]:
-    """(a function that does a block's matrix products and those of its input's gradient, their FLOP): what no step of
-    the model can do without. On a CPU by micro-batches, as the step does, which is the faster way."""
+                    prompts: int = 50) -> tuple[dict[str, Callable[[], None]], int]:
+    """(functions that do a block's matrix products and those of its input's gradient, in torch's two ways; their
+    FLOP): what no step of the model can do without. On a CPU by micro-batches, as the step does: the faster way."""
     size, _, width, patch = BACKBONES[backbone][:4]
     dtype, tokens = PRECISIONS[precision], 1 + (size // patch) ** 2 + prompts
     images = min(batch, CPU_MICRO_BATCH) if device.type == "cpu" else batch
-    pairs, rows = [], images * tokens
-    for inner, outer in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
-        weight = torch.randn(outer, inner, device=device, dtype=dtype)
-        pairs += [(torch.randn(rows, inner, device=device, dtype=dtype), weight.t()),
-                  (torch.randn(rows, outer, device=device, dtype=dtype), weight)]
+    pairs = [(torch.randn(images, tokens, inner, device=device, dtype=dtype),
+              torch.randn(outer, inner, device=device, dtype=dtype))
+             for a, b in ((width, 3 * width), (width, width), (width, 4 * width)) for inner, outer in ((a, b), (b, a))]
+    pairs += pairs[-2:]  # the MLP's two products have each other's shapes
 
-    def multiply() -> None:
-        for x, weight in pairs:
-            torch.mm(x, weight)
+    def run(multiply: Callable) -> None:
+        with torch.no_grad():
+            for x, weight in pairs:
+                multiply(x, weight, None)
 
-    return multiply, sum(2 * x.numel() * weight.shape[1] for x, weight in pairs)
+    return ({"matrix product": lambda: run(F.linear), "convolution": lambda: run(linear)},
+            sum(2 * x.numel() * len(weight) for x, weight in pairs))
 
 
 def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: int, batch: int,
@@ -148,10 +150,12 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
     width = other.visual.class_embedding.numel()
     plain = PlainStep(other, training.teacher.classifier, 0.02 * torch.randn(1, 50, width, device=device),
                       training.teacher.classifier)
-    multiply, flops = matrix_products(backbone, precision, batch, device)
-    seconds = interleaved({"ours": step, "reference": lambda: plain(views["weak"], views["strong"]),
-                           "products": lambda: [multiply() for _ in range(PRODUCTS)]}, repeats, device)
-    rate = PRODUCTS * flops / seconds["products"]
+    products, flops = matrix_products(backbone, precision, batch, device)
+    turns = {name: lambda multiply=multiply: [multiply() for _ in range(PRODUCTS)]
+             for name, multiply in products.items()}
+    seconds = interleaved({"ours": step, "reference": lambda: plain(views["weak"], views["strong"]), **turns},
+                          repeats, device)
+    rate = PRODUCTS * flops / min(seconds[name] for name in products)
     return {"trainer": trainer, "mode": mode, "backbone": backbone, "precision": precision, "batch": batch,
             "compile": compile_mode, "checkpointing": checkpointing, "seconds": seconds["ours"],
             "images_per_s": batch / seconds["ours"], "tflop": counter.get_total_flops() / 1e12,

@@ -78,8 +78,9 @@ class PlainBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False)[0]
-        hidden = self.mlp.c_fc(self.ln_2(x))
-        return x + self.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+        wide, narrow = self.mlp.c_fc, self.mlp.c_proj
+        hidden = F.linear(self.ln_2(x), wide.weight, wide.bias)
+        return x + F.linear(hidden * torch.sigmoid(1.702 * hidden), narrow.weight, narrow.bias)
 
 
 class PlainStep:
