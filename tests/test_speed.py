@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip.transformer import QuickGELU
+from clip.transformer import QuickGELU, linear
+from trainers import speed
 from trainers.build import build_training
 from trainers.engine import backward
 from trainers.lafter import LaFTer
@@ -104,6 +105,23 @@ def test_the_last_block_may_compute_cls_alone(make_clip, images):
         assert torch.equal(cls_stages[0][0], stages[0][0])
 
 
+@pytest.mark.parametrize("shape", [(10, 100, 64), (2, 1, 64), (1, 7, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_linear_is_torchs(shape, dtype):
+    """Also of a slice, as the attention of CLS alone has it; values, layout and all three gradients."""
+    torch.manual_seed(0)
+    tokens = torch.randn(shape[0], shape[1] + 3, shape[2], dtype=dtype)[:, :shape[1]]
+    inputs = [tokens, torch.randn(96, 64, dtype=dtype), torch.randn(96, dtype=dtype)]
+    results = []
+    for function in (linear, F.linear):
+        own = [x.detach().requires_grad_() for x in inputs]
+        y = function(*own)
+        assert y.shape == (*shape[:2], 96) and y.is_contiguous()
+        results.append([y, *torch.autograd.grad(y.sin().sum(), own)])
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.05)])
 def test_quick_gelu_is_its_formula(dtype, tolerance):
     x = torch.linspace(-12, 12, 2001, dtype=dtype, requires_grad=True)
@@ -157,6 +175,8 @@ def test_without_a_compiler_a_line_says_so_and_the_run_goes_on(prepare, batch, c
 @pytest.mark.parametrize("mode, images, compiles", [("off", 10 ** 12, False), ("auto", 10, False),
                                                     ("auto", 10 ** 9, True), ("on", 1, True)])
 def test_auto_compiles_long_runs_alone(prepare, monkeypatch, mode, images, compiles):
+    assert "cpu" not in speed.WORTH_COMPILING  # there it saves nothing
+    monkeypatch.setitem(speed.WORTH_COMPILING, "cpu", 3e14)
     parts, calls = prepare("LaFTer", {"MODEL.COMPILE": mode}), []
     monkeypatch.setattr(type(parts.clip.visual.transformer.resblocks[0]), "compile", lambda block: calls.append(block))
     prepare_blocks(parts.clip, parts.cfg, images)
