@@ -1,6 +1,6 @@
 """Measures this machine: the training step, the texts and the images, each against a plain way in the same run.
 
-    python scripts/benchmark.py --quick          two minutes on a CPU
+    python scripts/benchmark.py --quick          a few minutes on a CPU
     python scripts/benchmark.py                  ViT-B/32 at batch 50
     python scripts/benchmark.py --device cuda --backbones ViT-B/32 ViT-B/16 ViT-L/14 --precision bf16 --json
     python scripts/benchmark.py --scaling        time and memory as images, classes and descriptions grow
