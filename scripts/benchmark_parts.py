@@ -7,6 +7,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float |
 
 def matrix_products(backbone: str, precision: str, batch: int, device: torch.device,
                     prompts: int = 50) -> tuple[dict[str, Callable[[], None]], int]:
-    """(functions that do a block's matrix products and those of its input's gradient, in torch's two ways; their
+    """(functions that do a block's matrix products and those of its input's gradient PRODUCTS times, in two ways; their
     FLOP): what no step of the model can do without. On a CPU by micro-batches, as the step does: the faster way."""
     size, _, width, patch = BACKBONES[backbone][:4]
     dtype, tokens = PRECISIONS[precision], 1 + (size // patch) ** 2 + prompts
@@ -103,11 +104,11 @@ def matrix_products(backbone: str, precision: str, batch: int, device: torch.dev
 
     def run(multiply: Callable) -> None:
         with torch.no_grad():
-            for x, weight in pairs:
+            for x, weight in pairs * PRODUCTS:
                 multiply(x, weight, None)
 
-    return ({"matrix product": lambda: run(F.linear), "convolution": lambda: run(linear)},
-            sum(2 * x.numel() * len(weight) for x, weight in pairs))
+    return ({"torch's linear": lambda: run(F.linear), "the model's linear": lambda: run(linear)},
+            PRODUCTS * sum(2 * x.numel() * len(weight) for x, weight in pairs))
 
 
 def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: int, batch: int,
@@ -151,11 +152,9 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
     plain = PlainStep(other, training.teacher.classifier, 0.02 * torch.randn(1, 50, width, device=device),
                       training.teacher.classifier)
     products, flops = matrix_products(backbone, precision, batch, device)
-    turns = {name: lambda multiply=multiply: [multiply() for _ in range(PRODUCTS)]
-             for name, multiply in products.items()}
-    seconds = interleaved({"ours": step, "reference": lambda: plain(views["weak"], views["strong"]), **turns},
+    seconds = interleaved({"ours": step, "reference": lambda: plain(views["weak"], views["strong"]), **products},
                           repeats, device)
-    rate = PRODUCTS * flops / min(seconds[name] for name in products)
+    rate = flops / min(seconds[name] for name in products)
     return {"trainer": trainer, "mode": mode, "backbone": backbone, "precision": precision, "batch": batch,
             "compile": compile_mode, "checkpointing": checkpointing, "seconds": seconds["ours"],
             "images_per_s": batch / seconds["ours"], "tflop": counter.get_total_flops() / 1e12,
@@ -166,8 +165,9 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
 
 def measure_apart(*args: object) -> Row:
     """`measure_step` in a process of its own, so that its peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
-        return pool.apply(measure_step, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads,
+                             (torch.get_num_threads(),)) as pool:
+        return pool.submit(measure_step, *args).result()  # raises where the process is killed, for memory for instance
 
 
 def description_texts(count: int) -> list[str]:
