@@ -31,10 +31,11 @@ from trainers.text_classifier import train_text_classifier
 from trainers.texts import text_features
 from trainers.training import Training
 from utils.catalogue import format_datasets, list_datasets
-from utils.checkpoint import drop_later, find_checkpoint, find_latest
-from utils.config import default_config, load_config
+from utils.checkpoint import drop_later, find_checkpoint, find_latest, keep_best
+from utils.config import default_config, flatten, load_config, read_yaml
 from utils.data import Splits, ViewLoader, build_loader, load_splits, order_classes
 from utils.datasets import load_dataset
+from utils.errors import InputError
 from utils.flags import Flags, parse_flags
 from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
@@ -200,10 +201,13 @@ def resume(cfg: CfgNode, training: Training, run: Run) -> None:
     if path is None:
         run.rewind(-1)
         return log.info("nothing to resume in %s: starting", run.folder)
-    Run(path.parent.parent, resume=True).check_settings(cfg)  # where --resume names another run
+    source = Run(path.parent.parent, resume=True)  # --resume may name another run
+    source.check_settings(cfg)
     training.load(path)
     drop_later(run.checkpoints, path, training.epoch)
-    run.rewind(training.epoch)
+    run.rewind(training.epoch, [*training.rows.values(), *source.rows()])
+    if "best" in training.rows and source.folder.resolve() != run.folder.resolve():
+        keep_best(run.folder, source.folder, training.rows["best"]["epoch"])
     log.info("resumed after epoch %d, batch %d, from %s", training.epoch, training.progress.step, path)
 
 
@@ -211,7 +215,7 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
     """Score a run's model on the data set's validation and test splits; writes eval_<dataset>_epoch<N>.json into it."""
     folder = Path(flags.model_dir)
     expected = {}
-    if (recorded := recorded_splits(folder, splits)) is not None:
+    if (recorded := recorded_splits(folder, splits, cfg)) is not None:
         splits, expected["dataset"] = recorded, dataset_identity(recorded)
     with start_logging(folder, speaks=distributed.is_main()):
         state = read_run(folder, flags.load_epoch, cfg, splits.classnames, expected)
@@ -230,12 +234,20 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
     return result
 
 
-def recorded_splits(folder: Path, splits: Splits) -> Splits | None:
-    """The run's own splits where it was trained on this data set: what was held out then, whatever the seed is now."""
+def recorded_splits(folder: Path, splits: Splits, cfg: CfgNode) -> Splits | None:
+    """The run's own splits where it was trained on this data set: what was held out then, whatever the seed is now.
+
+    Raises InputError where the configuration asks for other labels or classes than they hold.
+    """
     path = folder / "split.json"
     data = read_json(path) if path.is_file() else None
     if not isinstance(data, dict) or data.get("name") != splits.name:
         return None
+    there, here = dict(flatten(read_yaml(folder / "config.yaml"))), dict(flatten(cfg))
+    for key in ("DATASET.LABEL_SOURCE", "DATASET.NEUTRAL", "DATASET.SUBSAMPLE_CLASSES", "DATASET.CLASSNAMES"):
+        if there.get(key) != here[key]:
+            raise InputError(f"{key} is {here[key]!r}, and {there.get(key)!r} in {folder}: a run is scored on its own "
+                             f"splits of {splits.name}, with the labels that they hold")
     return load_splits(path, splits.root)
 
 

@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         failures = run_cells(cells, args.jobs or max(1, len(gpus)), gpus)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where this one was")
-    if any(cell.finished for cell in cells):
-        utils.results.main([args.output or str(cells[0].folder.parents[3])])
     for cell, reason in failures.items():
         print(f"failed: {cell}: {reason}", file=sys.stderr)
+    if any(cell.finished for cell in cells):
+        utils.results.main([args.output or str(cells[0].folder.parents[3])])
     if failures:
         sys.exit(f"{len(failures)} of {len(cells)} runs failed; the same command tries them again")
 
@@ -122,7 +122,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str
                         del running[slot]
                         bar.update()
                         if process.returncode or not cell.finished:
-                            failures[cell.name] = f"{last_line(log_path(cell))} (see {log_path(cell)})"
+                            failures[cell.name] = reason(cell, process.returncode)
                             bar.write(f"failed: {cell.name}", file=sys.stderr)
                 names = ", ".join(cell.folder.name for cell, _ in running.values())
                 if names != shown:
@@ -197,8 +197,12 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
             process.wait()
 
 
-def last_line(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+def reason(cell: Cell, status: int) -> str:
+    """Why a run failed: its last words, or the signal that killed it in the midst of others, such as 9 of a system
+    that is short of memory."""
+    killed = f"killed by signal {-status} after: " if status < 0 else ""
+    last = log_path(cell).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+    return f"{killed}{last} (see {log_path(cell)})"
 
 
 if __name__ == "__main__":

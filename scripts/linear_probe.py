@@ -3,8 +3,8 @@
     python scripts/linear_probe.py --dataset-config-file emotion6 --root data --backbone weights/vitb16_image_int8.pt \
         --seed 1 INPUT.SIZE 112
 
-Takes LaFTer.py's flags and `--targets labels|votes`: what the probe learns. Its record lies beside the trainers' runs,
-as OUTPUT_DIR/<dataset>/LinearProbe/<backbone>/<targets>-<exp-name or seed>.
+Takes LaFTer.py's flags for data, backbone and seed and `--targets labels|votes`: what the probe learns. Its record lies
+beside the trainers' runs, as OUTPUT_DIR/<dataset>/LinearProbe/<backbone>/<targets>-<exp-name or seed>.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from yacs.config import CfgNode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
@@ -25,6 +26,7 @@ from trainers.backbone import environment, load_clip
 from trainers.loaders import build_loaders
 from trainers.plain import plain_features
 from utils.config import load_config
+from utils.data import UNKNOWN, Splits
 from utils.datasets import load_dataset
 from utils.errors import InputError
 from utils.flags import parse_flags
@@ -57,41 +59,64 @@ def fit_probe(features: Tensor, targets: Tensor, weight_decay: float) -> tuple[T
     return weight.detach(), bias.detach()
 
 
+def check_splits(splits: Splits) -> None:
+    """InputError where the probe has nothing to learn from, to choose by or to be scored on."""
+    for name in ("train", "val", "test"):
+        items = getattr(splits, name)
+        if not items or any(item.label == UNKNOWN for item in items):
+            raise InputError(f"a linear probe needs labelled images in every split; {splits.name}'s {name} split "
+                             + ("has images without a label" if items else "is empty (see DATASET.VAL_FRACTION)"))
+
+
 def main(argv: list[str] | None = None) -> dict:
-    """Fit a probe for each weight decay, choose by validation accuracy, score it on the test split."""
+    """Probe the data set that the command line names, and record it; returns the content of final.json."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--targets", choices=("labels", "votes"), default="labels")
     own, rest = parser.parse_known_args(argv)
     flags = parse_flags(rest)
+    if flags.model_dir or flags.list_datasets:
+        raise InputError("--eval-only, --predict, --model-dir and --list are LaFTer.py's alone")
     cfg = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
     splits = load_dataset(cfg)
+    check_splits(splits)
     folder = run_folder(cfg, splits.name, trainer="LinearProbe")
     run = Run(folder.with_name(f"{own.targets}-{folder.name}"), resume=True)
-    with start_logging(run.folder):
-        clip_model = load_clip(cfg)
-        loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution, clip_model.visual.proj.device)
-        data = {split: plain_features(clip_model, loaders[name], split)
-                for split, name in (("train", "plain"), ("val", "val"), ("test", "test"))}
-        if own.targets == "votes" and "distributions" not in data["train"]:
-            raise InputError("--targets votes needs a data set with annotated distributions")
-        one_hot = F.one_hot(data["train"]["labels"], len(splits.classnames)).float()
-        targets = data["train"]["distributions"] if own.targets == "votes" else one_hot
-        scored = {}
-        for weight_decay in WEIGHT_DECAYS:
-            weight, bias = fit_probe(data["train"]["features"], targets, weight_decay)
-            scored[weight_decay] = {split: score((columns["features"] @ weight.t() + bias).softmax(-1),
-                                                 columns["labels"], columns.get("distributions"))
-                                    for split, columns in data.items() if split != "train"}
-        best = max(WEIGHT_DECAYS, key=lambda weight_decay: scored[weight_decay]["val"]["top1"])
-        result = {"dataset": splits.name, "trainer": "LinearProbe", "backbone": cfg.MODEL.BACKBONE.NAME,
-                  "seed": cfg.SEED, "supervision": "labels", "targets": own.targets, "weight_decay": best,
-                  "classnames": splits.classnames, "environment": environment(clip_model),
-                  "splits": {split: {"tuned": metrics} for split, metrics in scored[best].items()}}
-        run.start(cfg, splits)
-        run.finish(result)
-        log.info("weight decay %g, chosen on validation", best)
-        log.info(format_summary(result))
+    run.lock()
+    try:
+        run.check_settings(cfg)
+        with start_logging(run.folder):
+            result = probe(cfg, splits, own.targets)
+            run.start(cfg, splits)
+            run.finish(result)
+            log.info("weight decay %g, chosen on validation", result["weight_decay"])
+            log.info(format_summary(result))
+    finally:
+        run.unlock()
     return result
+
+
+def probe(cfg: CfgNode, splits: Splits, learnt: str) -> dict:
+    """Fit a probe for each weight decay, choose by validation accuracy, score it on the validation and test splits;
+    returns the content of final.json. `learnt`: `labels` or `votes`."""
+    clip_model = load_clip(cfg)
+    loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution, clip_model.visual.proj.device)
+    data = {split: plain_features(clip_model, loaders[name], split)
+            for split, name in (("train", "plain"), ("val", "val"), ("test", "test"))}
+    if learnt == "votes" and "distributions" not in data["train"]:
+        raise InputError("--targets votes needs a data set with annotated distributions")
+    targets = (data["train"]["distributions"] if learnt == "votes"
+               else F.one_hot(data["train"]["labels"], len(splits.classnames)).float())
+    scored = {}
+    for weight_decay in WEIGHT_DECAYS:
+        weight, bias = fit_probe(data["train"]["features"], targets, weight_decay)
+        scored[weight_decay] = {split: score((columns["features"] @ weight.t() + bias).softmax(-1),
+                                             columns["labels"], columns.get("distributions"))
+                                for split, columns in data.items() if split != "train"}
+    best = max(WEIGHT_DECAYS, key=lambda weight_decay: scored[weight_decay]["val"]["top1"])
+    return {"dataset": splits.name, "trainer": "LinearProbe", "backbone": cfg.MODEL.BACKBONE.NAME, "seed": cfg.SEED,
+            "supervision": "labels", "targets": learnt, "weight_decay": best, "classnames": splits.classnames,
+            "environment": environment(clip_model),
+            "splits": {split: {"tuned": metrics} for split, metrics in scored[best].items()}}
 
 
 if __name__ == "__main__":

@@ -197,6 +197,21 @@ def test_what_fails_does_not_stop_the_rest_and_what_is_finished_is_not_run(compa
     assert len(list(stand_in.iterdir())) == 9
 
 
+@pytest.mark.skipif(os.name == "nt", reason="processes end otherwise there")
+def test_a_run_that_the_system_kills_is_told_so(compare, experiment, stand_in, monkeypatch):
+    program = "import os; print('epoch 3/8: loss 0.91', flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(compare, "command", lambda cell: [sys.executable, "-c", program])
+    (reason,) = compare.run_cells(experiment()[:1], 1, []).values()
+    assert reason.startswith("killed by signal 9 after: epoch 3/8: loss 0.91 (see ")
+
+
+def test_a_damaged_record_does_not_hide_what_failed(compare, experiment, stand_in, capsys):
+    experiment()
+    with pytest.raises(InputError, match="final.json is no result of a run"):  # the stand-in writes {}
+        compare.main(["x.yaml", "--jobs", "4"])
+    assert capsys.readouterr().err.count("failed: demo/LaFTer/demo_clip/fast-seed2: error: it broke") == 1
+
+
 @pytest.mark.parametrize("jobs, gpus, seen", [(2, ["0", "3"], {"0", "3"}), (1, [], {None})])
 def test_each_job_has_its_gpu_and_its_share_of_the_cores(compare, experiment, stand_in, monkeypatch, jobs, gpus, seen):
     monkeypatch.setattr(os, "cpu_count", lambda: 12)

@@ -243,6 +243,7 @@ def test_a_missing_file_lists_the_known_names():
 def test_two_crops_are_served_or_refused_in_label_free_mode():
     """Only supervised training looks at these keys: elsewhere they would be taken and ignored."""
     assert "TRAIN." in refusal("TRAIN.AUGMENT", "True", "TRAIN.TWO_CROPS", "True", "TRAIN.SUPERVISION", "pseudo")
+    assert "TRAIN.AUGMENT True" in refusal("TRAIN.TWO_CROPS", "True", "TRAIN.SUPERVISION", "labels")
 
 
 # --- the dump, and the rest -----------------------------------------------------------------------------------------

@@ -206,6 +206,23 @@ def test_the_norm_is_limited_and_recorded(prepare):
     assert row["grad_norm"] > 0.5  # as it was before
 
 
+def test_a_step_that_fp16s_scaler_leaves_out_has_no_norm(prepare, monkeypatch):
+    """The mean is over the steps that were taken; without any there is none."""
+    norms = iter([1.0, math.inf, 3.0, *[math.nan] * 9])
+    monkeypatch.setattr("trainers.engine.finish_gradients", lambda *_: next(norms))
+    parts = prepare("LaFTer", {"OPTIM.MAX_EPOCH": 2, "DATALOADER.TRAIN_X.BATCH_SIZE": 6})
+    for mean in (2.0, None):
+        row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+        assert row.get("grad_norm") == mean
+        parts.training.progress = type(parts.training.progress)()
+    scaled = prepare("LaFTer").training
+    scaled.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scaled.scaler.scale(torch.ones(()))
+    for parameter in scaled.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    assert not math.isfinite(finish_gradients(scaled, 0.0, {}, 0))
+
+
 def test_a_norm_that_limits_nothing_sensible_is_refused(make_cfg):
     for norm in (-1.0, math.nan):
         with pytest.raises(InputError, match="OPTIM.MAX_GRAD_NORM"):

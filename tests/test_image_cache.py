@@ -158,6 +158,17 @@ def test_several_processes_may_build_the_same_file(items, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_what_another_run_deletes_is_decoded_instead(items, tmp_path):
+    """The other run has other images and room for one file alone; the first has not mapped its own yet."""
+    paths = [item.path for item in items]
+    loader = build_loader(items, {"weak": WEAK}, 5, 0, cache=ImageCache(tmp_path / "cache", GB))
+    (file,) = (tmp_path / "cache").iterdir()
+    ImageCache(tmp_path / "cache", file.stat().st_size).open(paths[:6], WEAK, read_image)
+    assert not file.exists()
+    plain = build_loader(items, {"weak": WEAK}, 5, 0)
+    assert all(torch.equal(ours["weak"], theirs["weak"]) for ours, theirs in zip(loader, plain, strict=True))
+
+
 def test_what_a_killed_run_left_is_deleted_after_a_day(items, tmp_path):
     old, new = tmp_path / "images_a.1.part", tmp_path / "images_b.2.part"
     for partial in (old, new):

@@ -160,6 +160,13 @@ def test_an_evaluation_keeps_to_what_was_held_out(run):
     assert again["splits"]["val"]["tuned"] == result["splits"]["val"]["last"]
 
 
+def test_an_evaluation_with_other_labels_than_the_runs_is_refused(run):
+    folder, _ = run("TRAIN.SUPERVISION", "labels", "TEXT.SKIP", "True", "--epochs", "1")
+    for option in (("DATASET.SUBSAMPLE_CLASSES", "base"), ("DATASET.CLASSNAMES", "[a, b]")):
+        with pytest.raises(InputError, match=f"{option[0]} is .* in .*scored on its own splits of demo"):
+            LaFTer.main(["--eval-only", "--model-dir", str(folder), *option])
+
+
 def test_a_run_that_failed_at_once_does_not_stand_in_the_way(run):
     with pytest.raises(ValueError, match="65"):
         run("INPUT.SIZE", "65")
@@ -171,6 +178,17 @@ def test_another_runs_checkpoint_needs_its_settings(run):
     folder, _ = run("--exp-name", "first")
     with pytest.raises(InputError, match="OPTIM.LR is 0.001 there and 0.002 here"):
         run("--exp-name", "second", "--lr", "0.002", "--resume", str(folder))
+
+
+@pytest.mark.parametrize("epoch", ["1", "2"])
+def test_a_run_that_goes_on_from_anothers_checkpoint_has_its_whole_record(run, epoch):
+    first, _ = run("--exp-name", "first", "--epochs", "3", "--keep", "0")
+    second, result = run("--exp-name", "second", "--epochs", "3", "--keep", "0",
+                         "--resume", str(first / "checkpoints" / f"epoch000{epoch}.pt"))
+    assert numbers(second) == numbers(first)
+    best = str(result["best_epoch"])
+    scored = LaFTer.main(["--eval-only", "--model-dir", str(second), "--load-epoch", best])
+    assert scored["splits"]["val"]["tuned"] == result["splits"]["val"]["best"]
 
 
 def test_a_finished_run_is_not_trained_again(run, caplog):

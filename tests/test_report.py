@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -23,7 +24,7 @@ from utils.charts import (
     training_figure,
     training_panels,
 )
-from utils.report import SHOWN_CLASSES, confusion_html, html_report
+from utils.report import SHOWN_CLASSES, confusion_html, html_report, repeat_command
 from utils.tables import find_runs
 
 
@@ -63,6 +64,19 @@ def test_the_panels_of_one_method(groups):
     assert panels["gradient norm, prompts"] == {"stage 2": [[(1, 0.5), (2, 0.5)]] * 2}  # stage 1 never trained
     assert "length of the prompts" not in panels and "validation" not in panels["top-1 and pseudo-labels (%)"]
     assert training_figure([{"rows": []}]) is None
+
+
+def test_a_run_with_fewer_stages_has_fewer_curves():
+    runs = [{"rows": [{"epoch": 1, "sigma": [1.0, 2.0]}]}, {"rows": [{"epoch": 1, "sigma": [3.0]}]}]
+    (panel,) = training_panels(runs)
+    assert panel.lines == {"stage 1": [[(1, 1.0)], [(1, 3.0)]], "stage 2": [[(1, 2.0)]]}
+
+
+def test_what_repeats_a_run():
+    run = {"trainer": "LaFTer", "folder": Path("my runs/seed3"), "seed": 3}
+    assert repeat_command(run) == "python LaFTer.py --config-file 'my runs/seed3/config.yaml' --exp-name again-seed3"
+    probe = run | {"trainer": "LinearProbe", "targets": "votes", "folder": Path("a")}
+    assert repeat_command(probe).startswith("python scripts/linear_probe.py --targets votes --config-file a/config.y")
 
 
 def test_curves_show_means_and_baselines(groups):
@@ -147,7 +161,8 @@ def test_the_page_is_whole_and_loads_nothing(groups):
     with Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))) as image:
         assert image.size == (4, 3)
     assert "<h1>my &lt;runs&gt;</h1>" in text and "a&b" not in text
-    for words in ("85.0 ± 7.1", "+10.0 [+10.0, +10.0]", "prefers-color-scheme: dark", "config.yaml --exp-name again"):
+    for words in ("85.0 ± 7.1", "+10.0 [+10.0, +10.0]", "prefers-color-scheme: dark",
+                  "config.yaml --exp-name again-seed2"):
         assert words in text
 
 

@@ -83,7 +83,7 @@ def test_seeds_share_a_row(tmp_path):
     write_run(tmp_path, "demo/M/B/trial", {"last": 0.9})
     (tmp_path / "demo" / "M" / "B" / "unfinished").mkdir()
     groups = find_runs(tmp_path)
-    assert sorted((key[-1], len(runs)) for key, runs in groups.items()) == [("", 3), ("trial", 1), ("wide", 3)]
+    assert sorted((key.experiment, len(runs)) for key, runs in groups.items()) == [("", 3), ("trial", 1), ("wide", 3)]
     rows = cells(markdown(accuracy_table(groups)))
     assert rows[0] == ["data", "supervision", "backbone", "trainer", "seeds", "zero-shot", "tuned, last epoch",
                        "published"]
@@ -112,8 +112,32 @@ def test_a_folder_without_runs_is_named(tmp_path):
 
 def test_a_damaged_record_is_named(tmp_path):
     write_run(tmp_path, "x", {"last": 0.5})
-    (tmp_path / "x" / "final.json").write_text('{"dataset": "de', encoding="utf-8")
-    with pytest.raises(InputError, match=r"x.final\.json"):
+    for text in ('{"dataset": "de', "{}", "[]"):
+        (tmp_path / "x" / "final.json").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"x.final\.json"):
+            find_runs(tmp_path)
+
+
+def test_runs_of_different_output_folders_are_not_one_method(tmp_path):
+    """`append` may mean other epochs in another experiment: neither seeds nor differences go across."""
+    for where, last in (("demo", 0.5), ("experiments/a/demo", 0.7), ("experiments/b/demo", 0.9)):
+        for seed in (1, 2):
+            write_run(tmp_path, f"{where}/M/B/append-seed{seed}", {"last": last}, seed=seed)
+            write_run(tmp_path, f"{where}/L/B/seed{seed}", {"last": last - 0.01 * seed}, seed=seed, trainer="LaFTer")
+    groups = find_runs(tmp_path)
+    rows = {tuple(row[:5:4]) + (row[3], row[5]) for row in accuracy_table(groups)[1:]}
+    assert {row for row in rows if "append" in row[2]} == {
+        ("demo", "2", "MultiLayerLaFTer (append)", "50.0 ± 0.0"),
+        ("experiments/a/demo", "2", "MultiLayerLaFTer (append)", "70.0 ± 0.0"),
+        ("experiments/b/demo", "2", "MultiLayerLaFTer (append)", "90.0 ± 0.0")}
+    assert [row[-2:] for row in difference_table(groups)[1:]] == [["+1.5 [−4.9, +7.9]", ""]] * 3  # t = 12.706
+    assert sorted(key.panel[0] for key in find_runs(tmp_path / "experiments" / "a")) == ["demo", "demo"]
+
+
+def test_two_runs_of_one_method_and_seed_are_refused(tmp_path):
+    for name in ("demo/M/B/wide-seed1", "demo/M/B/wide-seed2"):
+        write_run(tmp_path, name, {"last": 0.5}, seed=1)
+    with pytest.raises(InputError, match="wide-seed1 and .*wide-seed2 are one method with one seed, 1"):
         find_runs(tmp_path)
 
 
@@ -133,13 +157,27 @@ def test_differences_are_paired_by_seed(tmp_path):
 
 
 def test_the_baseline_is_the_one_named_or_the_default_or_lafter(tmp_path):
-    for name, changes in {"x-seed1": dict(trainer="LaFTer"), "default-seed1": {}, "y-seed1": {}}.items():
+    for name, changes in {"x-seed1": dict(trainer="LaFTer"), "default-seed1": {}, "y-seed1": {}, "seed1": {}}.items():
         write_run(tmp_path, f"runs/{name}", {"last": 0.5}, **changes)
     groups = find_runs(tmp_path)
     assert choose_baseline(groups).experiment == "default"
     assert choose_baseline(groups, "y").experiment == choose_baseline(groups, "MultiLayerLaFTer (y)").experiment == "y"
     without = {key: runs for key, runs in groups.items() if key.experiment != "default"}
     assert choose_baseline(without).trainer == "LaFTer"
+    with pytest.raises(InputError, match=r"--baseline z: no such method.*LaFTer \(x\), MultiLayerLaFTer, "):
+        utils.results.main([str(tmp_path), "--baseline", "z"])
+
+
+def test_a_probe_is_compared_as_the_trainers_are(tmp_path):
+    """Top-1 and KL differ by 10 and 20 points, .1 and .3: mean .2, s = .1414, t = 12.706, so ± 1.271."""
+    for seed, (top1, kl) in enumerate([(0.1, 0.1), (0.2, 0.3)], start=1):
+        for name, method, gain in (("LinearProbe", "tuned", 0), ("MultiLayerLaFTer", "last", 1)):
+            write_run(tmp_path, f"{name}/seed{seed}", {}, seed=seed, trainer=name,
+                      splits={"test": {method: {"top1": 0.5 + gain * top1, "kl": 0.5 + gain * kl}}})
+    write_run(tmp_path, "LaFTer/zero_shot-seed1", {"zero_shot": 0.4}, trainer="LaFTer")  # tuned nothing: no baseline
+    head, row = difference_table(find_runs(tmp_path))
+    assert head[-1] == "KL, last epoch"
+    assert row[3:] == ["MultiLayerLaFTer", "LinearProbe", "2", "+15.0 [−48.5, +78.5]", "", "+0.200 [−1.071, +1.471]"]
 
 
 def test_distributions_stand_beside_published_ones(tmp_path):

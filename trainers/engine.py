@@ -88,8 +88,9 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
             progress.unreadable += [message for own in told for message in own["unreadable"]]
             if (step + 1) % accumulate == 0 or step + 1 == sampler.batches:
                 if images:
-                    sums["grad_norm"] += finish_gradients(training, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
-                    sums["steps"] += 1
+                    norm = finish_gradients(training, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
+                    if math.isfinite(norm):
+                        sums.update(grad_norm=norm, steps=1)
                     gradients.update()
                     update(training)
                 images = 0
@@ -141,7 +142,8 @@ def summarise_epoch(training: Training) -> dict[str, object]:
         raise InputError(f"none of the training images could be read: {training.progress.unreadable[0]}")
     row = {name: total / sums["images"] for name, total in sums.items()
            if name not in COUNTS}
-    row["grad_norm"] = sums["grad_norm"] / sums["steps"]
+    if sums["steps"]:
+        row["grad_norm"] = sums["grad_norm"] / sums["steps"]
     if training.teacher and sums["known"]:
         row["pseudo_label_accuracy"] = sums["right"] / sums["known"]
     if training.progress.unreadable:
@@ -199,10 +201,8 @@ def finish_gradients(training: Training, limit: float, batch: Counter, step: int
     distributed.sum_gradients(parameters)
     training.scaler.unscale_(training.optimizer)
     norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf).item()
-    if math.isfinite(norm):
+    if math.isfinite(norm) or training.scaler.is_enabled():
         return norm
-    if training.scaler.is_enabled():
-        return 0.0
     kinds = {group["name"]: None for group in training.optimizer.param_groups for parameter in group["params"]
              if parameter.grad is not None and not torch.isfinite(parameter.grad).all()}
     parts = ", ".join(f"{name} {batch[name] / batch['images']:.4g}" for name in batch if name not in COUNTS)

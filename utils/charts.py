@@ -100,7 +100,8 @@ def _stages(runs: Sequence[dict], get: Callable[[dict], list | None], factor: fl
     count = max((len(get(row) or ()) for run in runs for row in run["rows"]), default=0)
 
     def entry(row: dict, stage: int) -> float | None:
-        return (get(row) or [None] * count)[stage]
+        found = get(row) or ()
+        return found[stage] if stage < len(found) else None
 
     return {f"stage {stage + 1}" if count > 1 else "all":
             curves(runs, lambda row, stage=stage: entry(row, stage), factor) for stage in range(count)}
@@ -246,7 +247,8 @@ def _draw_row(left, right, place: int, key: Key, values: list[float], members: G
     colour = COLOURS[1] if key == reference else COLOURS[0]
     left.plot(values, [place] * len(values), "o", color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
     left.plot(statistics.mean(values), place, "|", color=colour, markersize=11, markeredgewidth=2.5)
-    paired = differences(members[key], members[reference], "last")
+    paired = [100 * value for value in differences(tuned_scores(members[key], "top1"),
+                                                   tuned_scores(members[reference], "top1"))]
     if key != reference and paired:
         mean, low, high = mean_interval(paired)
         if len(paired) > 1:

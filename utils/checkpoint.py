@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import re
 import struct
@@ -14,6 +15,8 @@ import torch
 
 from .errors import InputError
 from .files import write_whole
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 INTERRUPTED = "interrupted.pt"  # within an epoch, where a signal stopped the run
@@ -109,6 +112,16 @@ def find_checkpoint(run: Path, epoch: int | None = None) -> Path:
     have = ", ".join(map(str, epochs)) or "none"
     raise FileNotFoundError(f"no checkpoint of {'any epoch' if epoch is None else f'epoch {epoch}'} in {run}; kept "
                             f"epochs: {have} (TRAIN.KEEP 0 keeps all)")
+
+
+def keep_best(run: Path, source: Path, epoch: int) -> None:
+    """Copy the checkpoint of `epoch`, the best so far, from the folder of the run that this one goes on from."""
+    try:
+        content = find_checkpoint(source, epoch).read_bytes()
+    except FileNotFoundError as error:
+        log.warning("the best epoch so far, %d, is in the record alone: %s", epoch, error)
+    else:
+        write_whole(run / "checkpoints" / "best.pt", content)
 
 
 def find_latest(run: Path) -> Path | None:

@@ -275,6 +275,8 @@ def check_config(cfg: CN) -> None:
     if cfg.TRAIN.SUPERVISION == "pseudo" and (cfg.TRAIN.AUGMENT or cfg.TRAIN.TWO_CROPS):
         raise InputError("TRAIN.AUGMENT and TRAIN.TWO_CROPS (--enable_augmentation, --use_two_crops) are for "
                          "TRAIN.SUPERVISION labels; label-free training always shows the student the strong view")
+    if cfg.TRAIN.TWO_CROPS and not cfg.TRAIN.AUGMENT:
+        raise InputError("TRAIN.TWO_CROPS (--use_two_crops) is two strong views: set TRAIN.AUGMENT True too")
     if not cfg.DATASET.NAME:
         raise InputError("no data set was named: give --dataset-config-file, e.g. configs/datasets/demo.yaml")
     image_size(cfg)

@@ -30,7 +30,7 @@ ABANDONED = 24 * 3600  # seconds after which a file that is still partial belong
 
 class CachedImages:
     """What a view's `prepare` made of each image: uint8 [height, width, 3], by the image's index; None for one that
-    could not be read, so that whoever asks for it tries it again.
+    could not be read, so that whoever asks for it tries it again, and for all once another run needed the room.
 
     The file holds a byte per image, 1 where its pixels are there, then all pixels. Only its name travels to other
     processes; each maps it for itself.
@@ -46,7 +46,10 @@ class CachedImages:
 
     def __getitem__(self, index: int) -> np.ndarray | None:
         if self.pixels is None:
-            self.pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            try:
+                self.pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            except FileNotFoundError:  # deleted by another run's _make_room; a file that is mapped already stays
+                return None
         if not self.pixels[index]:
             return None
         return np.asarray(self.pixels[self.place(index)]).reshape(self.shapes[index])
@@ -84,7 +87,8 @@ class ImageCache:
             return None
         if not path.is_file():
             self._build(images, paths, view, read, on_error)
-        os.utime(path)
+        with contextlib.suppress(FileNotFoundError):  # another run has just deleted it
+            os.utime(path)
         self.used.add(path)
         return images
 

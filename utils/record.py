@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -129,10 +130,11 @@ class Run:
     def rows(self) -> list[dict]:
         return read_rows(self.folder / "metrics.jsonl")
 
-    def rewind(self, epochs: int) -> None:
-        """Drop the rows of epochs after the first `epochs`: a resumed run writes them again."""
-        rows = [row for row in self.rows() if row["epoch"] <= epochs]
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    def rewind(self, epochs: int, others: Iterable[dict] = ()) -> None:
+        """Drop the rows of epochs after the first `epochs`: a resumed run writes them again. `others` are rows of the
+        run that it goes on from, for the epochs that this folder has no row of."""
+        rows = {row["epoch"]: row for row in (*others, *self.rows()) if row["epoch"] <= epochs}
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(rows[epoch]) + "\n" for epoch in sorted(rows)))
 
     def finish(self, result: dict[str, object]) -> None:
         """Write final.json; its presence means that the run has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -107,9 +108,15 @@ def method_section(key: Key, runs: Sequence[dict]) -> str:
                     if (run["folder"] / "predictions.png").is_file()), None)
     if picture:
         parts.append(f"<h3>Test images</h3><figure>{embedded(picture, f'{key.method}: predictions')}</figure>")
-    commands = "<br>".join(f"<code>python LaFTer.py --config-file {escape((run['folder'] / 'config.yaml').as_posix())} "
-                           "--exp-name again</code>" for run in runs)
+    commands = "<br>".join(f"<code>{escape(repeat_command(run))}</code>" for run in runs)
     return "\n".join([*parts, f"<h3>Repeat</h3><p>{commands}</p></details>"])
+
+
+def repeat_command(run: dict) -> str:
+    """What repeats a finished run, into a folder of its own."""
+    program = "LaFTer.py" if run["trainer"] != "LinearProbe" else f"scripts/linear_probe.py --targets {run['targets']}"
+    config = shlex.quote((run["folder"] / "config.yaml").as_posix())
+    return f"python {program} --config-file {config} --exp-name again-seed{run['seed']}"
 
 
 def confusion_html(counts: list[list[int]], classnames: Sequence[str]) -> str:

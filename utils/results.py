@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .record import write_text
-from .tables import METHODS, accuracy_table, difference_table, find_runs, markdown
+from .tables import METHODS, accuracy_table, difference_table, find_runs, is_called, markdown
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                              "else LaFTer)")
     args = parser.parse_args(argv)
     groups = find_runs(args.root)
+    if args.baseline and not any(is_called(key, args.baseline) for key in groups):
+        raise InputError(f"--baseline {args.baseline}: no such method under {args.root}; there are "
+                         + ", ".join(sorted({key.method for key in groups})))
     table, page = args.markdown or args.root / "results.md", args.html or args.root / "report.html"
     write_text(table, markdown_report(groups, args.baseline))
     write_text(page, html_report(groups, args.root.name or "runs", args.baseline))

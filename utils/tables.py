@@ -35,6 +35,7 @@ class Key(NamedTuple):
     backbone: str
     trainer: str
     experiment: str  # the folder's name without the seed
+    source: str = ""  # the runs' output folder, below the one that is reported
 
     @property
     def method(self) -> str:
@@ -42,26 +43,35 @@ class Key(NamedTuple):
 
     @property
     def panel(self) -> tuple[str, str, str]:
-        """What must be equal for methods to be compared."""
-        return self[:3]
+        """What must be equal for methods to be compared: (dataset, after the source if there is one; supervision;
+        backbone). Runs from another output folder may have other settings under the same name."""
+        return f"{self.source}/{self.dataset}".lstrip("/"), self.supervision, self.backbone
 
 
 Groups = dict[Key, list[dict]]
 
 
 def find_runs(root: Path) -> Groups:
-    """Finished runs under `root`; seeds share a group. Each is its final.json with its `rows` and its `folder`."""
+    """Finished runs under `root`; seeds share a group. Each is its final.json with its `rows` and its `folder`.
+
+    Raises InputError for a damaged final.json, for two runs of one method that have the same seed, and for no run.
+    """
     groups = defaultdict(list)
     for path in sorted(root.rglob("final.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
+            experiment = re.sub(r"[-_]?seed\d+$", "", path.parent.name)
+            key = Key(result["dataset"], result["supervision"], backbone_label(result["backbone"]), result["trainer"],
+                      experiment, "/".join(path.parent.relative_to(root).parts[:-4]))
+            twin = next((run["folder"] for run in groups[key] if run["seed"] == result["seed"]), None)
         except json.JSONDecodeError as error:
             raise InputError(f"{path} is no valid JSON: {error}") from error
-        experiment = re.sub(r"[-_]?seed\d+$", "", path.parent.name)
-        result |= {"rows": read_rows(path.parent / "metrics.jsonl"), "folder": path.parent}
-        backbone = backbone_label(result["backbone"])
-        key = Key(result["dataset"], result["supervision"], backbone, result["trainer"], experiment)
-        groups[key].append(result)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} is no result of a run: {error!r}; delete it, or its folder") from error
+        if twin:
+            raise InputError(f"{twin} and {path.parent} are one method with one seed, {result['seed']}: rename one of "
+                             "the folders, or report them apart")
+        groups[key].append(result | {"rows": read_rows(path.parent / "metrics.jsonl"), "folder": path.parent})
     if not groups:
         raise InputError(f"no finished run (final.json) under {root}")
     return dict(sorted(groups.items()))
@@ -114,31 +124,39 @@ def distribution_table(groups: Groups) -> Table:
 
 
 def difference_table(groups: Groups, baseline: str = "") -> Table:
-    """How far each method is from its panel's baseline on the test split, in points, with a 95 % interval over the
-    seeds that both have; only the head where no two methods share two seeds."""
-    table = [["data", "supervision", "backbone", "trainer", "against", "seeds", "last epoch", "best on validation"]]
+    """How far each method is from its panel's baseline on the test split: top-1 in points, and the KL divergence of
+    the distributions where there are any, with 95 % intervals over the seeds that both have; only the head where no
+    two methods share two seeds."""
+    table = [["data", "supervision", "backbone", "trainer", "against", "seeds", "last epoch", "best on validation",
+              "KL, last epoch"]]
     for members in panels(groups).values():
         reference = choose_baseline(members, baseline)
-        for key in members:
-            last, best = (differences(members[key], members[reference], name) for name in ("last", "best"))
+        for key, runs in members.items():
+            last, kl = (differences(tuned_scores(runs, metric), tuned_scores(members[reference], metric))
+                        for metric in ("top1", "kl"))
+            best = differences(scores(runs, "best"), scores(members[reference], "best"))
             if key != reference and len(last) > 1:
                 table.append([*key.panel, key.method, reference.method, str(len(last)),
-                              *(show_interval(values) for values in (last, best))])
-    return table
+                              *(show_interval([100 * value for value in values]) for values in (last, best)),
+                              show_interval(kl, 3)])
+    return table if any(row[-1] for row in table[1:]) else [row[:-1] for row in table]
 
 
 def choose_baseline(members: Groups, wanted: str = "") -> Key:
     """The method of a panel that others are compared with: the one called `wanted`, by its trainer, experiment or both
-    as in the table; else the experiment `default`, else LaFTer, else the first."""
-    ranked = sorted(members, key=lambda key: (wanted not in (key.method, key.experiment, key.trainer),
-                                              key.experiment != "default", key.trainer != "LaFTer", key))
-    return ranked[0]
+    as in the table; else the experiment `default`, else LaFTer, else the first; tuned ones come first."""
+    return min(members, key=lambda key: (not is_called(key, wanted), not tuned_scores(members[key], "top1"),
+                                         key.experiment != "default", key.trainer != "LaFTer", key))
 
 
-def differences(runs: list[dict], reference: list[dict], method: str, metric: str = "top1") -> list[float]:
-    """Differences in points, seed by seed, over the seeds that both have."""
-    ours, theirs = scores(runs, method, metric), scores(reference, method, metric)
-    return [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+def is_called(key: Key, name: str) -> bool:
+    """Whether a method goes by this name: its trainer's, its experiment's, or both as in the tables."""
+    return bool(name) and name in (key.method, key.experiment, key.trainer)
+
+
+def differences(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
+    """Ours minus theirs, seed by seed, over the seeds that both have."""
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
 def scores(runs: Sequence[dict], method: str, metric: str = "top1") -> dict[int, float]:
@@ -160,11 +178,11 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return mean + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def show_interval(values: Sequence[float]) -> str:
+def show_interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean difference and its 95 % interval, such as `+1.2 [−0.3, +2.7]`."""
     if not values:
         return ""
-    mean, low, high = (f"{number:+.1f}".replace("-", "−") for number in mean_interval(values))
+    mean, low, high = (f"{number:+.{digits}f}".replace("-", "−") for number in mean_interval(values))
     return mean if math.isnan(mean_interval(values)[1]) else f"{mean} [{low}, {high}]"
 
 
