@@ -40,7 +40,8 @@ BACKBONES = {"ViT-B/32": (224, 12, 768, 32, 512, 512, 8), "ViT-B/16": (224, 12, 
 CASES = (("LaFTer", "shared teacher", {}, 0),
          ("LaFTer", "frozen teacher", {"PSEUDO_LABEL.TEACHER": "frozen"}, 0),
          ("MultiLayerLaFTer", "append, full", {"MULTI_LAYER_PROMPT.MODE": "append"}, 99),
-         ("MultiLayerLaFTer", "append, warm-up", {"MULTI_LAYER_PROMPT.MODE": "append"}, 0),
+         ("MultiLayerLaFTer", "append, warm-up", {"MULTI_LAYER_PROMPT.MODE": "append",
+                                                  "MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": True}, 0),
          ("MultiLayerLaFTer", "replace, full", {"MULTI_LAYER_PROMPT.MODE": "replace"}, 99))
 CLASSES = 10
 PRODUCTS = 10  # a block's matrix products, so many times in each turn

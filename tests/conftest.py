@@ -103,7 +103,8 @@ def prepare(root, make_clip, make_cfg):
     def prepare(trainer: str, values=None, objective=Objective) -> SimpleNamespace:
         cfg = make_cfg({"DATASET.ROOT": str(root), "DATASET.VAL_FRACTION": 0.25, "DATALOADER.NUM_WORKERS": 0,
                         "DATALOADER.TRAIN_X.BATCH_SIZE": 5, "PROMPT_NUM": 4, "MULTI_LAYER_PROMPT.NUM": 2,
-                        "MULTI_LAYER_PROMPT.WARMUP_EPOCHS": 1, "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS": 2,
+                        "MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": True, "MULTI_LAYER_PROMPT.WARMUP_EPOCHS": 1,
+                        "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS": 2,
                         "OPTIM.MAX_EPOCH": 4, "OPTIM.LR": 5e-3, **(values or {})}, trainer)
         clip_model = make_clip(8).set_precision(cfg.MODEL.PRECISION)
         loaders = build_loaders(cfg, load_dataset(cfg), 32)

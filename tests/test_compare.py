@@ -147,10 +147,10 @@ def test_the_ablation_changes_one_thing_at_a_time():
     cells = {cell.folder.name: cell.cfg for cell in read_experiment(PROJECT / "configs/experiments/ablation.yaml")}
     assert len(cells) == 135
 
-    default = dict(flatten(cells["default-seed1"]))
+    base = dict(flatten(cells["base-seed1"]))
     for name, cfg in cells.items():
-        if name.endswith("-seed1") and not name.startswith(("default", "shallow")):
-            changed = {key for key, value in flatten(cfg) if value != default[key]} - {"EXP_NAME"}
+        if name.endswith("-seed1") and not name.startswith(("base", "shallow")):
+            changed = {key for key, value in flatten(cfg) if value != base[key]} - {"EXP_NAME"}
             assert len(changed) == 1, (name, changed)
 
 

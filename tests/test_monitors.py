@@ -112,7 +112,7 @@ def test_gradient_norms_are_means_over_the_steps(make_clip, make_cfg):
 
 
 def test_gradient_norms_of_a_real_step(make_clip, make_cfg, images):
-    cfg = make_cfg({"MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": False})
+    cfg = make_cfg()
     model = MultiLayerLaFTer(make_clip(8), torch.randn(5, 32), 5, cfg)
     setup_lafter_training_utils(training_settings(cfg), model)
     nn.functional.cross_entropy(model(images).logits, torch.arange(len(images)) % 5).backward()

@@ -19,6 +19,7 @@ from utils.losses import MultiStageConsistencyLoss
 from utils.utils import setup_lafter_training_utils
 
 CLASSES = 5
+PHASES = {"MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": True}
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def declared_names(stages: tuple[int, ...]) -> set[str]:
 
 @pytest.mark.parametrize("epoch", range(7))
 def test_a_step_changes_exactly_what_the_phase_declares(make_student, images, epoch):
-    model, cfg = make_student()
+    model, cfg = make_student(PHASES)
     changed, everything = take_a_step(model, cfg, images, epoch)
     assert model.active_stages == JOINED[epoch]
     assert changed == model.phase_parameters() == declared_names(JOINED[epoch])
@@ -236,7 +237,7 @@ def test_a_step_changes_exactly_what_the_phase_declares(make_student, images, ep
 
 def test_phases_carry_on_from_one_to_the_next(make_student, images):
     """With one optimiser over all epochs, as in a run: no leftover gradient or decay touches a later stage."""
-    model, cfg = make_student()
+    model, cfg = make_student(PHASES)
     optimizer, _, criterion = setup_lafter_training_utils(training_settings(cfg), model)
     for epoch in range(7):
         model.start_epoch(epoch)
@@ -250,7 +251,7 @@ def test_phases_carry_on_from_one_to_the_next(make_student, images):
 
 @pytest.mark.parametrize("epoch, first", [(0, 11), (2, 8), (3, 4), (4, 0)])
 def test_blocks_below_the_shallowest_active_stage_run_without_autograd(make_student, images, epoch, first):
-    model, cfg = make_student()
+    model, cfg = make_student(PHASES)
     model.start_epoch(epoch)
     recorded = []
     for block in model.clip.visual.transformer.resblocks:
@@ -260,14 +261,14 @@ def test_blocks_below_the_shallowest_active_stage_run_without_autograd(make_stud
 
 
 def test_without_progressive_training_all_stages_train_from_the_start(make_student, images):
-    model, cfg = make_student({"MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": False})
+    model, cfg = make_student()
     changed, _ = take_a_step(model, cfg, images, 0)
     assert changed == declared_names((0, 1, 2, 3))
 
 
 @pytest.mark.parametrize("epoch", [0, 2, 6])
 def test_twelve_stages_of_one_layer_train_their_own_prompts(make_student, images, epoch):
-    model, cfg = make_student(stages=[[layer] for layer in range(12)])
+    model, cfg = make_student(PHASES, stages=[[layer] for layer in range(12)])
     changed, _ = take_a_step(model, cfg, images, epoch)
     prompts = {name for name in changed if name.startswith("multi_prompts.")}
     assert prompts == {f"multi_prompts.{stage}" for stage in model.active_stages}

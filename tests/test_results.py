@@ -146,23 +146,23 @@ def test_two_runs_of_one_method_and_seed_are_refused(tmp_path):
 def test_differences_are_paired_by_seed(tmp_path):
     """Differences of 1, 2 and 6 points on the seeds that both have: mean 3, s = √7, t = 4.303, so ± 6.6."""
     for seed, (base, last) in enumerate([(0.70, 0.71), (0.80, 0.82), (0.60, 0.66)], start=1):
-        write_run(tmp_path, f"demo/base/default-seed{seed}", {"last": base, "best": base}, seed=seed)
+        write_run(tmp_path, f"demo/one/base-seed{seed}", {"last": base, "best": base}, seed=seed)
         write_run(tmp_path, f"demo/other/wide-seed{seed}", {"last": last, "best": base}, seed=seed)
     write_run(tmp_path, "demo/other/wide-seed9", {"last": 0.1, "best": 0.1}, seed=9)  # the baseline lacks it
     write_run(tmp_path, "demo/single/alone-seed1", {"last": 0.9, "best": 0.9}, seed=1)  # no interval from one seed
     head, *rows = difference_table(find_runs(tmp_path))
     assert head[4:] == ["against", "seeds", "last epoch", "best on validation"]
-    assert rows == [["demo", "pseudo", "ViT-B-32", "MultiLayerLaFTer (wide)", "MultiLayerLaFTer (default)", "3",
+    assert rows == [["demo", "pseudo", "ViT-B-32", "MultiLayerLaFTer (wide)", "MultiLayerLaFTer (base)", "3",
                      "+3.0 [−3.6, +9.6]", "+0.0 [+0.0, +0.0]"]]
 
 
-def test_the_baseline_is_the_one_named_or_the_default_or_lafter(tmp_path):
-    for name, changes in {"x-seed1": dict(trainer="LaFTer"), "default-seed1": {}, "y-seed1": {}, "seed1": {}}.items():
+def test_the_baseline_is_the_one_named_or_the_base_or_lafter(tmp_path):
+    for name, changes in {"x-seed1": dict(trainer="LaFTer"), "base-seed1": {}, "y-seed1": {}, "seed1": {}}.items():
         write_run(tmp_path, f"runs/{name}", {"last": 0.5}, **changes)
     groups = find_runs(tmp_path)
-    assert choose_baseline(groups).experiment == "default"
+    assert choose_baseline(groups).experiment == "base"
     assert choose_baseline(groups, "y").experiment == choose_baseline(groups, "MultiLayerLaFTer (y)").experiment == "y"
-    without = {key: runs for key, runs in groups.items() if key.experiment != "default"}
+    without = {key: runs for key, runs in groups.items() if key.experiment != "base"}
     assert choose_baseline(without).trainer == "LaFTer"
     with pytest.raises(InputError, match=r"--baseline z: no such method.*LaFTer \(x\), MultiLayerLaFTer, "):
         utils.results.main([str(tmp_path), "--baseline", "z"])

@@ -70,8 +70,7 @@ def test_the_configurations_keep_the_published_step_of_50_images(trainer, backbo
 @pytest.mark.parametrize("resolution, mode, last", [(224, "append", 257 + 64), (336, "replace", 577 + 16)])
 def test_a_step_of_the_full_size_tower(make_cfg, resolution, mode, last):
     """Random weights, one image: every declared parameter gets a finite gradient, and a step changes the prompts."""
-    cfg = make_cfg({"MULTI_LAYER_PROMPT.MODE": mode, "MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": False,
-                    "OPTIM.LR_SCHEDULER": "none"})
+    cfg = make_cfg({"MULTI_LAYER_PROMPT.MODE": mode, "OPTIM.LR_SCHEDULER": "none"})
     clip_model = build_model(cheap_state(resolution)).requires_grad_(False)
     model = MultiLayerLaFTer(clip_model, torch.randn(8, 768) * 0.1, 8, cfg)
     optimizer, _, _ = setup_lafter_training_utils(training_settings(cfg), model)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables (default: ROOT/results.md)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="the report, one file (default: ROOT/report.html)")
     parser.add_argument("--baseline", default="", metavar="NAME",
-                        help="trainer or experiment that others are compared with (default: the experiment 'default', "
+                        help="trainer or experiment that others are compared with (default: the experiment 'base', "
                              "else LaFTer)")
     args = parser.parse_args(argv)
     groups = find_runs(args.root)

@@ -144,9 +144,9 @@ def difference_table(groups: Groups, baseline: str = "") -> Table:
 
 def choose_baseline(members: Groups, wanted: str = "") -> Key:
     """The method of a panel that others are compared with: the one called `wanted`, by its trainer, experiment or both
-    as in the table; else the experiment `default`, else LaFTer, else the first; tuned ones come first."""
+    as in the table; else the experiment `base`, else LaFTer, else the first; tuned ones come first."""
     return min(members, key=lambda key: (not is_called(key, wanted), not tuned_scores(members[key], "top1"),
-                                         key.experiment != "default", key.trainer != "LaFTer", key))
+                                         key.experiment != "base", key.trainer != "LaFTer", key))
 
 
 def is_called(key: Key, name: str) -> bool:
