@@ -134,7 +134,7 @@ def test_quick_gelu_is_its_formula(dtype, tolerance):
 
 
 def test_blocks_below_the_shallowest_active_stage_record_nothing(prepare, batch):
-    parts = prepare("MultiLayerLaFTer")
+    parts = prepare("MultiLayerLaFTer", {"MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": True})
     parts.training.model.start_epoch(0)
     seen = []
     for block in parts.clip.visual.transformer.resblocks:
