@@ -89,7 +89,7 @@ def default_config() -> CN:
         MODE="replace", NUM=16, STAGES=[], NGA="gaussian", SIGMA=1.0, FUSION_START=0.97, CONSISTENCY=0.1,
         FUSION="learned",  # confidence: for each image also by each stage's own confidence
         ALIGN="none", ALIGN_RIDGE=0.1,  # linear: a fixed map of each stage's features to the final ones
-        PROGRESSIVE_TRAINING=False, WARMUP_EPOCHS=2, PROGRESSIVE_EPOCHS=3))
+        PROGRESSIVE_TRAINING=False, WARMUP_EPOCHS=2, PROGRESSIVE_EPOCHS=3))  # True: stages join from deep to shallow
     cfg.DUAL_TASK = CN(dict(ENABLED=False, LAMBDA=0.8, TEMPERATURE=1.0))
     cfg.TRAINER = CN(dict(NAME="LaFTer"))
     return cfg
