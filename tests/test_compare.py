@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import importlib.util
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import compare
 from utils.config import flatten
 from utils.demo_faces import draw_dataset
 from utils.errors import InputError
@@ -35,14 +35,6 @@ axes:
     slow: --lr 1e-4
     fast: [--lr, 1e-2, MULTI_LAYER_PROMPT.MODE, replace]
 """
-
-
-@pytest.fixture(scope="module")
-def compare():
-    spec = importlib.util.spec_from_file_location("compare", PROJECT / "scripts" / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -171,7 +163,7 @@ folder.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture
-def stand_in(compare, tmp_path, monkeypatch):
+def stand_in(tmp_path, monkeypatch):
     """In place of LaFTer.py, whose start takes seconds: a program that writes final.json, or fails where its name has
     `fast` and `seed2`. Returns the folder in which each start leaves a file."""
     marks = tmp_path / "marks"
@@ -183,7 +175,7 @@ def stand_in(compare, tmp_path, monkeypatch):
     return marks
 
 
-def test_what_fails_does_not_stop_the_rest_and_what_is_finished_is_not_run(compare, experiment, stand_in):
+def test_what_fails_does_not_stop_the_rest_and_what_is_finished_is_not_run(experiment, stand_in):
     cells = experiment()
     cells[0].folder.mkdir(parents=True)
     (cells[0].folder / "final.json").write_text("{}", encoding="utf-8")
@@ -198,14 +190,14 @@ def test_what_fails_does_not_stop_the_rest_and_what_is_finished_is_not_run(compa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="processes end otherwise there")
-def test_a_run_that_the_system_kills_is_told_so(compare, experiment, stand_in, monkeypatch):
+def test_a_run_that_the_system_kills_is_told_so(experiment, stand_in, monkeypatch):
     program = "import os; print('epoch 3/8: loss 0.91', flush=True); os.kill(os.getpid(), 9)"
     monkeypatch.setattr(compare, "command", lambda cell: [sys.executable, "-c", program])
     (reason,) = compare.run_cells(experiment()[:1], 1, []).values()
     assert reason.startswith("killed by signal 9 after: epoch 3/8: loss 0.91 (see ")
 
 
-def test_a_damaged_record_does_not_hide_what_failed(compare, experiment, stand_in, capsys):
+def test_a_damaged_record_does_not_hide_what_failed(experiment, stand_in, capsys):
     experiment()
     with pytest.raises(InputError, match="final.json is no result of a run"):  # the stand-in writes {}
         compare.main(["x.yaml", "--jobs", "4"])
@@ -213,7 +205,7 @@ def test_a_damaged_record_does_not_hide_what_failed(compare, experiment, stand_i
 
 
 @pytest.mark.parametrize("jobs, gpus, seen", [(2, ["0", "3"], {"0", "3"}), (1, [], {None})])
-def test_each_job_has_its_gpu_and_its_share_of_the_cores(compare, experiment, stand_in, monkeypatch, jobs, gpus, seen):
+def test_each_job_has_its_gpu_and_its_share_of_the_cores(experiment, stand_in, monkeypatch, jobs, gpus, seen):
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     compare.run_cells(experiment()[:4], jobs, gpus)
@@ -222,12 +214,12 @@ def test_each_job_has_its_gpu_and_its_share_of_the_cores(compare, experiment, st
     assert {env["OMP_NUM_THREADS"] for env in environments} == {str(12 // jobs)}
 
 
-def test_a_users_own_number_of_threads_stays(compare, monkeypatch):
+def test_a_users_own_number_of_threads_stays(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert compare.environment(0, 2, [])["OMP_NUM_THREADS"] == "5"
 
 
-def test_an_interrupt_ends_every_run(compare, experiment, stand_in, monkeypatch):
+def test_an_interrupt_ends_every_run(experiment, stand_in, monkeypatch):
     cells = experiment()
     started = []
     monkeypatch.setattr(compare, "command", lambda cell: [sys.executable, "-c", "import time; time.sleep(60)"])
@@ -243,7 +235,7 @@ def test_an_interrupt_ends_every_run(compare, experiment, stand_in, monkeypatch)
     assert len(started) == 3 and all(process.poll() is not None for process in started)
 
 
-def test_absent_data_fails_its_runs_alone(compare, experiment, tmp_path):
+def test_absent_data_fails_its_runs_alone(experiment, tmp_path):
     draw_dataset(tmp_path / "data" / "demo", train_per_class=1, test_per_class=1)
     text = PLAIN.replace("  rate:\n    slow: --lr 1e-4\n", "  rate:\n    gone: --dataset-config-file emotion6 "
                          "--backbone ViT-B/32\n    split: MULTI_LAYER_PROMPT.STAGES [[0,1],[3]]\n")
@@ -255,7 +247,7 @@ def test_absent_data_fails_its_runs_alone(compare, experiment, tmp_path):
         assert ("Emotion6" if "gone" in name else "do not divide the 12 layers") in reason
 
 
-def test_only_some_and_a_dry_run(compare, experiment, capsys):
+def test_only_some_and_a_dry_run(experiment, capsys):
     experiment()
     compare.main(["x.yaml", "--dry-run", "--only", "slow-seed1", "--epochs", "9"])
     lines = capsys.readouterr().out.splitlines()

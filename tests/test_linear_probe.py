@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from scripts import linear_probe
 from utils.demo_faces import draw_dataset
 from utils.errors import InputError
 
-PROJECT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def linear_probe():
-    spec = importlib.util.spec_from_file_location("linear_probe", PROJECT / "scripts" / "linear_probe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def run(linear_probe, tmp_path):
+def run(tmp_path):
     """Probe a small demo."""
     draw_dataset(tmp_path / "data" / "demo", train_per_class=6, test_per_class=4)
 
@@ -37,7 +26,7 @@ def run(linear_probe, tmp_path):
 
 
 @pytest.mark.parametrize("weight_decay", [1e-2, 1e-4])
-def test_the_fit_is_where_the_gradient_vanishes(linear_probe, weight_decay):
+def test_the_fit_is_where_the_gradient_vanishes(weight_decay):
     """Of mean cross-entropy + λ‖W‖²: (p − t)ᵀx / n + 2 λ W = 0 and Σ (p − t) = 0."""
     features = F.normalize(torch.randn(60, 5), dim=-1)
     targets = torch.randn(60, 3).softmax(-1)
