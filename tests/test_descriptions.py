@@ -21,7 +21,8 @@ CLASSES = {"Demo": EKMAN, "Emotion6": EKMAN | {"neutral"}, "EmoSet": MIKELS}
 EMOTIONS = sorted(EKMAN | MIKELS | {"neutral"})
 # of the classification data sets: (file, classes, sentences per class)
 CLASSIFICATION = {"cifar10": ("CIFAR10", 10, 30), "eurosat": ("EuroSAT", 10, 30), "cifar100": ("CIFAR100", 100, 10),
-                  "dtd": ("DTD", 47, 10), "caltech101": ("Caltech101", 100, 10),
+                  "dtd": ("DTD", 47, 10), "fgvc_aircraft": ("FGVCAircraft", 100, 10),
+                  "caltech101": ("Caltech101", 100, 10),
                   "oxford_flowers": ("Flowers102", 102, 10), "food101": ("Food101", 101, 10),
                   "ucf101": ("UCF101", 101, 10), "oxford_pets": ("OxfordPets", 37, 10)}
 FILES = [*CLASSES, *(file for file, *_ in CLASSIFICATION.values())]
@@ -123,6 +124,7 @@ def test_classes_are_called_as_the_readers_call_them():
     assert {"aquarium_fish", "maple_tree", "streetcar", "sweet_pepper"} <= set(read("CIFAR100"))
     assert {"american_pit_bull_terrier", "wheaten_terrier"} <= set(read("OxfordPets"))
     assert {"Apply_Eye_Makeup", "Clean_And_Jerk", "Handstand_Pushups", "Yo_Yo"} <= set(read("UCF101"))
+    assert {"707-320", "F/A-18", "Cessna 172"} <= set(read("FGVCAircraft"))
     assert {"apple_pie", "macaroni_and_cheese", "croque_madame"} <= set(read("Food101"))
 
 
