@@ -34,7 +34,9 @@ def rows(*accuracies: float) -> list[dict]:
     return [first, *({"epoch": epoch, "loss": 2.0 / epoch, "cross_entropy": 1.5 / epoch, "consistency": 0.5 / epoch,
                       "lr": {"prompts": 1e-4}, "sigma": [1.0, 1.1], "stage_weights": [0.1, 0.9],
                       "gradient_norms": {"prompts": [None, 0.5]}, "pseudo_label_accuracy": 0.5,
-                      "test": {"top1": accuracy, "stage_top1": [0.3, accuracy], "stage_cka": [0.4, 1.0]}}
+                      "grad_norm": 2.0,
+                      "test": {"top1": accuracy, "kl": 0.25 / epoch, "ece": 0.1, "stage_top1": [0.3, accuracy],
+                               "stage_cka": [0.4, 1.0]}}
                      for epoch, accuracy in enumerate(accuracies[1:], start=1))]
 
 
@@ -62,6 +64,9 @@ def test_the_panels_of_one_method(groups):
     assert panels["loss and its parts"]["consistency"] == [[(1, 0.5), (2, 0.25)]] * 2
     assert set(panels["test top-1 of each stage alone (%)"]) == {"stage 1", "stage 2"}
     assert panels["gradient norm, prompts"] == {"stage 2": [[(1, 0.5), (2, 0.5)]] * 2}  # stage 1 never trained
+    assert panels["gradient norm"]["all"] == [[(1, 2.0), (2, 2.0)]] * 2
+    assert panels["KL divergence of the distributions"] == {"test": [[(1, 0.25), (2, 0.125)]] * 2}
+    assert panels["macro-F1 and calibration error (test, %)"]["ECE"] == [[(1, 10), (2, 10)]] * 2
     assert "length of the prompts" not in panels and "validation" not in panels["top-1 and pseudo-labels (%)"]
     assert training_figure([{"rows": []}]) is None
 
@@ -77,6 +82,10 @@ def test_what_repeats_a_run():
     assert repeat_command(run) == "python LaFTer.py --config-file 'my runs/seed3/config.yaml' --exp-name again-seed3"
     probe = run | {"trainer": "LinearProbe", "targets": "votes", "folder": Path("a")}
     assert repeat_command(probe).startswith("python scripts/linear_probe.py --targets votes --config-file a/config.y")
+    for folder, name in (("votes-seed3", "again-seed3"), ("votes-mine", "again-mine")):  # it puts `votes-` there itself
+        assert repeat_command(probe | {"folder": Path(folder)}).endswith(f"--exp-name {name}")
+    both = [repeat_command(run | {"folder": Path(f"runs/{name}-seed3")}) for name in ("append", "base")]
+    assert [command.split()[-1] for command in both] == ["again-append-seed3", "again-base-seed3"]  # no common folder
 
 
 def test_curves_show_means_and_baselines(groups):

@@ -11,6 +11,7 @@ from PIL import Image
 
 import utils.results
 from utils.errors import InputError
+from utils.report import markdown_report
 from utils.results import format_summary
 from utils.tables import (
     accuracy_table,
@@ -19,6 +20,7 @@ from utils.tables import (
     distribution_table,
     find_confusion,
     find_runs,
+    further_table,
     markdown,
     spread,
 )
@@ -194,6 +196,32 @@ def test_confusions_are_added_over_the_seeds(tmp_path):
     write_run(tmp_path, "b/seed1", {"last": 0.5}, trainer="LaFTer")
     plain, staged = find_runs(tmp_path).values()
     assert find_confusion(staged) == [[5, 3], [1, 7]] and find_confusion(plain) == []
+
+
+def test_what_else_tells_of_the_classes(tmp_path):
+    write_run(tmp_path, "x/probe-seed1", {}, seed=1, trainer="LinearProbe",
+              splits={"test": {"tuned": {"top1": 0.5, "macro_f1": 0.4, "ece": 0.125}}})
+    write_run(tmp_path, "x/plain-seed1", {"last": 0.5}, seed=1)
+    labelled = find_runs(tmp_path)
+    assert further_table(labelled) == [["data", "supervision", "backbone", "trainer", "seeds", "macro-F1", "ECE ↓"],
+                                       ["demo", "pseudo", "ViT-B-32", "LinearProbe (probe)", "1", "40.0", "12.5"]]
+    for seed, agreement in ((1, 0.7), (2, 0.8)):
+        write_run(tmp_path, f"y/mine-seed{seed}", {}, seed=seed, dataset="mine",
+                  splits={"test": {"last": {"agreement": agreement, "confidence": 0.5}}})
+    (*_, mine) = further_table(find_runs(tmp_path / "y"))
+    assert mine[-2:] == ["75.0 ± 7.1", "50.0 ± 0.0"]
+    assert "75.0 ± 7.1" in markdown_report(find_runs(tmp_path))
+
+
+def test_runs_that_differ_in_more_than_the_seed_share_no_row(tmp_path):
+    for seed, epochs, root in ((1, 3, "here"), (2, 3, "there"), (3, 50, "there")):
+        write_run(tmp_path, f"x/seed{seed}", {"last": 0.5}, seed=seed)
+        (tmp_path / f"x/seed{seed}/config.yaml").write_text(
+            f"SEED: {seed}\nOPTIM: {{MAX_EPOCH: {epochs}}}\nDATASET: {{ROOT: {root}}}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="seed1 and .*seed3 would share a row, but OPTIM.MAX_EPOCH is 3 and 50"):
+        find_runs(tmp_path)
+    (tmp_path / "x/seed3").rename(tmp_path / "x/long-seed3")
+    assert [len(runs) for runs in find_runs(tmp_path).values()] == [2, 1]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -72,6 +72,15 @@ def training_panels(runs: Sequence[dict]) -> list[Panel]:
             "test": values(lambda row: row.get("test", {}).get("top1"), 100),
             "validation": values(lambda row: row.get("val", {}).get("top1"), 100),
             "pseudo-labels": values(lambda row: row.get("pseudo_label_accuracy"), 100)}),
+        Panel("macro-F1 and calibration error (test, %)", {
+            name: values(lambda row, key=key: row.get("test", {}).get(key), 100)
+            for key, name in (("macro_f1", "macro-F1"), ("ece", "ECE"))}),
+        Panel("agreement and confidence (test, %)", {
+            name: values(lambda row, name=name: row.get("test", {}).get(name), 100)
+            for name in ("agreement", "confidence")}),
+        Panel("KL divergence of the distributions", {
+            name: values(lambda row, split=split: row.get(split, {}).get("kl"))
+            for split, name in (("test", "test"), ("val", "validation"))}),
         Panel("loss and its parts", {name: values(lambda row, name=name: row.get(name)) for name in losses}),
         Panel("learning rates", {name: values(lambda row, name=name: row.get("lr", {}).get(name)) for name in rates},
               log_scale=True),
@@ -83,6 +92,7 @@ def training_panels(runs: Sequence[dict]) -> list[Panel]:
         Panel("same class as the next stage (test, %)",
               _stages(runs, lambda row: row.get("test", {}).get("stage_agreement"), 100)),
         Panel("length of the prompts", _stages(runs, lambda row: row.get("prompt_norms"))),
+        Panel("gradient norm", {"all": values(lambda row: row.get("grad_norm"))}, log_scale=True),
         *(Panel(f"gradient norm, {kind}", _stages(runs, lambda row, kind=kind: row.get("gradient_norms", {}).get(kind)),
                 log_scale=True) for kind in kinds)]
     drawn = [panel._replace(lines={name: seeds for name, seeds in panel.lines.items() if seeds}) for panel in found]

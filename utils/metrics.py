@@ -16,7 +16,7 @@ from .data import UNKNOWN
 from .errors import InputError
 
 EPSILON = 1e-12  # the least probability inside KL's logarithm
-CONFUSION_CLASSES = 100  # with more classes the confusion matrix is too large for a record with a row per epoch
+CONFUSION_CLASSES = 128  # with more classes the confusion matrix is too large for a record with a row per epoch
 
 Array = Tensor | np.ndarray
 

@@ -17,6 +17,7 @@ from .tables import (
     difference_table,
     distribution_table,
     find_confusion,
+    further_table,
     markdown,
     panels,
 )
@@ -49,6 +50,8 @@ NOTES = {
                 "in every epoch and never selects: the last epoch, and the one that was best on the validation split.",
     "difference": "Points on the test split, paired by seed: mean of the differences and a 95 % t-interval. One that "
                   "holds 0 shows no difference. Where many methods are compared, some intervals miss 0 by chance.",
+    "further": "The tuned models on the test split, last epoch, in per cent. ECE: expected calibration error, lower is "
+               "better. Without labels there is agreement with the text classifier and the mean confidence.",
     "distribution": "Emotion distributions on the test split, mean ± standard deviation over seeds; ↓: lower is "
                     "better.",
     "confusion": "True classes in rows, predicted ones in columns; test images of all seeds together, last epoch. The "
@@ -83,7 +86,7 @@ def html_report(groups: Groups, title: str, baseline: str = "") -> str:
 
 def _tables(groups: Groups, baseline: str) -> list[tuple[str, Table]]:
     found = [(NOTES["accuracy"], accuracy_table(groups)), (NOTES["difference"], difference_table(groups, baseline)),
-             (NOTES["distribution"], distribution_table(groups))]
+             (NOTES["further"], further_table(groups)), (NOTES["distribution"], distribution_table(groups))]
     return [(note, table) for note, table in found if len(table) > 1]
 
 
@@ -114,9 +117,11 @@ def method_section(key: Key, runs: Sequence[dict]) -> str:
 
 def repeat_command(run: dict) -> str:
     """What repeats a finished run, into a folder of its own."""
-    program = "LaFTer.py" if run["trainer"] != "LinearProbe" else f"scripts/linear_probe.py --targets {run['targets']}"
-    config = shlex.quote((run["folder"] / "config.yaml").as_posix())
-    return f"python {program} --config-file {config} --exp-name again-seed{run['seed']}"
+    program, name = "LaFTer.py", run["folder"].name
+    if run["trainer"] == "LinearProbe":  # it puts its targets before the name
+        program, name = f"scripts/linear_probe.py --targets {run['targets']}", name.removeprefix(f"{run['targets']}-")
+    config, name = (shlex.quote(text) for text in ((run["folder"] / "config.yaml").as_posix(), f"again-{name}"))
+    return f"python {program} --config-file {config} --exp-name {name}"
 
 
 def confusion_html(counts: list[list[int]], classnames: Sequence[str]) -> str:

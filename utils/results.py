@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="the report, one file (default: ROOT/report.html)")
     parser.add_argument("--baseline", default="", metavar="NAME",
                         help="trainer or experiment that others are compared with (default: the experiment 'base', "
-                             "else LaFTer)")
+                             "else the first of LaFTer)")
     args = parser.parse_args(argv)
     groups = find_runs(args.root)
     if args.baseline and not any(is_called(key, args.baseline) for key in groups):
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_comparison(groups, args.root / "comparison.png", args.baseline)
     compared = difference_table(groups, args.baseline)
     shown = [accuracy_table(groups), *([compared] if len(compared) > 1 else [])]
-    log.info("\n%s\n\ntables: %s\nreport: %s\npicture: %s", "\n\n".join(map(markdown, shown)), table, page,
-             args.root / "results.png")
+    log.info("\n%s\n\ntables: %s\nreport: %s\npictures: %s, %s", "\n\n".join(map(markdown, shown)), table, page,
+             args.root / "results.png", args.root / "comparison.png")
 
 
 if __name__ == "__main__":

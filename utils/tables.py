@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import yaml
 
-from .config import PROJECT
+from .config import PROJECT, flatten, read_yaml
 from .errors import InputError
 from .intervals import mean_interval
-from .record import backbone_label, read_rows
+from .record import HARMLESS, backbone_label, read_rows
 
 METHODS = {"zero_shot": "zero-shot", "text_classifier": "text classifier", "untrained": "before the first step",
            "last": "tuned, last epoch", "best": "tuned, best on validation", "tuned": "tuned"}
+FURTHER_COLUMNS = {"macro_f1": "macro-F1", "ece": "ECE ↓", "agreement": "agreement", "confidence": "confidence"}
 DISTRIBUTION_COLUMNS = {"kl": "KL ↓", "chebyshev": "Chebyshev ↓", "clark": "Clark ↓", "clark_normalized": "Clark/√C ↓",
                         "canberra": "Canberra ↓", "canberra_normalized": "Canberra/C ↓", "cosine": "cosine ↑",
                         "intersection": "intersection ↑"}
@@ -54,7 +55,8 @@ Groups = dict[Key, list[dict]]
 def find_runs(root: Path) -> Groups:
     """Finished runs under `root`; seeds share a group. Each is its final.json with its `rows` and its `folder`.
 
-    Raises InputError for a damaged final.json, for two runs of one method that have the same seed, and for no run.
+    Raises InputError for a damaged final.json, for two runs of one method that have the same seed, for two that have
+    different settings, and for no run.
     """
     groups = defaultdict(list)
     for path in sorted(root.rglob("final.json")):
@@ -74,7 +76,23 @@ def find_runs(root: Path) -> Groups:
         groups[key].append(result | {"rows": read_rows(path.parent / "metrics.jsonl"), "folder": path.parent})
     if not groups:
         raise InputError(f"no finished run (final.json) under {root}")
+    for runs in groups.values():
+        check_settings(runs)
     return dict(sorted(groups.items()))
+
+
+def check_settings(runs: Sequence[dict]) -> None:
+    """InputError where runs that would share a row differ in more than the seed, as far as both tell."""
+    told = [(run["folder"], dict(flatten(read_yaml(run["folder"] / "config.yaml")))) for run in runs
+            if (run["folder"] / "config.yaml").is_file()]
+    for folder, settings in told[1:]:
+        first, reference = told[0]
+        different = [f"{key} is {reference[key]!r} and {settings[key]!r}"
+                     for key in sorted(reference.keys() & settings.keys() - HARMLESS - {"SEED"})
+                     if reference[key] != settings[key]]
+        if different:
+            raise InputError(f"{first} and {folder} would share a row, but {different[0]}: rename the folder of one "
+                             "(what stands before its seed tells methods apart), or report them apart")
 
 
 def panels(groups: Groups) -> dict[tuple[str, str, str], Groups]:
@@ -103,6 +121,18 @@ def accuracy_table(groups: Groups, metric: str = "top1") -> Table:
         known = published.get(key.backbone, {}).get(key.dataset) if key.supervision == "pseudo" else None
         cells.append(f"CLIP {known['CLIP']}, LaFTer {known['LaFTer']}" if known else "")
         table.append([*key.panel, key.method, str(len(runs)), *cells])
+    return table
+
+
+def further_table(groups: Groups) -> Table:
+    """What else tells of the tuned models' classes on the test split, in per cent, as far as any run has it."""
+    columns = {metric: title for metric, title in FURTHER_COLUMNS.items()
+               if any(tuned_scores(runs, metric) for runs in groups.values())}
+    table = [["data", "supervision", "backbone", "trainer", "seeds", *columns.values()]]
+    for key, runs in groups.items():
+        cells = [spread([100 * value for value in tuned_scores(runs, metric).values()]) for metric in columns]
+        if any(cells):
+            table.append([*key.panel, key.method, str(len(runs)), *cells])
     return table
 
 
@@ -144,7 +174,7 @@ def difference_table(groups: Groups, baseline: str = "") -> Table:
 
 def choose_baseline(members: Groups, wanted: str = "") -> Key:
     """The method of a panel that others are compared with: the one called `wanted`, by its trainer, experiment or both
-    as in the table; else the experiment `base`, else LaFTer, else the first; tuned ones come first."""
+    as in the table; else the experiment `base`, else the first of LaFTer, else the first; tuned ones come first."""
     return min(members, key=lambda key: (not is_called(key, wanted), not tuned_scores(members[key], "top1"),
                                          key.experiment != "base", key.trainer != "LaFTer", key))
 
