@@ -25,7 +25,7 @@ from LaFTer import exit_with_message
 from trainers.backbone import environment, load_clip
 from trainers.loaders import build_loaders
 from trainers.plain import plain_features
-from utils.config import load_config
+from utils.config import IMAGE_PHASE, load_config
 from utils.data import UNKNOWN, Splits
 from utils.datasets import load_dataset
 from utils.errors import InputError
@@ -76,6 +76,9 @@ def main(argv: list[str] | None = None) -> dict:
     flags = parse_flags(rest)
     if flags.model_dir or flags.list_datasets:
         raise InputError("--eval-only, --predict, --model-dir and --list are LaFTer.py's alone")
+    useless = [key for key in (*IMAGE_PHASE, "TEXT.MODE", "TEXT.EPOCHS", "TRAINER.NAME") if key in flags.values]
+    if useless:
+        raise InputError(f"a linear probe has no use for the flag that sets {useless[0]}; leave it out")
     cfg = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
     splits = load_dataset(cfg)
     check_splits(splits)

@@ -112,10 +112,23 @@ def test_no_flag_sets_nothing():
 
 def test_a_flag_that_is_not_given_leaves_the_yaml_alone(tmp_path):
     path = tmp_path / "set.yaml"
-    path.write_text("DATASET: {NAME: demo}\nOPTIM: {LR: 0.25, MAX_EPOCH: 4}\nTRAIN: {SKIP: true}\n", encoding="utf-8")
+    path.write_text("DATASET: {NAME: demo}\nOPTIM: {LR: 0.25, MAX_EPOCH: 4}\nTRAIN: {KEEP: 3}\n", encoding="utf-8")
     flags = parse_flags(["--dataset-config-file", str(path), "--epochs", "6"])
     cfg = LaFTer.configure(flags)
-    assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.TRAIN.SKIP) == (0.25, 6, True)
+    assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.TRAIN.KEEP) == (0.25, 6, 3)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--zero_shot", "--lr", "1"], "OPTIM.LR does nothing without the image phase"),
+    (["--skip_finetune", "--dual_task"], "DUAL_TASK.ENABLED does nothing without the image phase"),
+    (["--zero_shot", "--txt_epochs", "7"], "TEXT.EPOCHS does nothing without a text classifier"),
+    (["--direct_dualtask", "--txt_cls", "cls_only"], "TEXT.MODE does nothing without the text phase"),
+    (["--direct_dualtask", "--transforms", "random_flip"], "INPUT.TRANSFORMS does nothing without a strong view"),
+])
+def test_a_flag_that_would_do_nothing_is_refused(argv, words):
+    flags = parse_flags(argv)
+    with pytest.raises(InputError, match=words):
+        load_config("demo", flags=flags.values)
 
 
 def test_the_two_config_files_arrive(tmp_path):
@@ -146,6 +159,8 @@ def test_what_is_not_served_is_refused_with_the_reason(flag, values):
     (["--predict", "photos"], ("--model-dir",)),
     (["--predict", "photos", "--eval-only", "--model-dir", "runs/x"], ("--eval-only", "--predict")),
     (["--predict-out", "there"], ("--predict",)),
+    (["--eval-only", "--model-dir", "runs/x", "--lr", "1"], ("--eval-only", "OPTIM.LR")),
+    (["--predict", "photos", "--model-dir", "runs/x", "--gpt_prompts"], ("--predict", "TEXT.MODE")),
     (["--colour", "red"], ("--colour",)),
     (["--epoch", "3"], ("--epoch",)),  # no guessing from a beginning
     (["--trainer", "CoOp"], ("CoOp", "LaFTer", "MultiLayerLaFTer")),

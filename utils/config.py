@@ -223,13 +223,27 @@ def _decode(text: str) -> object:
         return text
 
 
+# what flags set for the image phase alone
+IMAGE_PHASE = ("OPTIM.LR", "OPTIM.MAX_EPOCH", "OPTIM.WEIGHT_DECAY", "OPTIM.ACCUMULATE", "OPTIM.MAX_GRAD_NORM",
+               "OPTIM.LR_SCHEDULER", "OPTIM.STEPSIZE", "OPTIM.GAMMA", "DATALOADER.TRAIN_X.BATCH_SIZE", "TRAIN.KEEP",
+               "TRAIN.PRINT_FREQ", "TRAIN.AUGMENT", "TRAIN.TWO_CROPS", "INPUT.TRANSFORMS", "DUAL_TASK.ENABLED",
+               "DUAL_TASK.LAMBDA")
+
+
 def check_flags(flags: dict[str, object], cfg: CN) -> None:
     """InputError for a flag that would be ignored."""
-    multistep = (cfg.OPTIM.LR_SCHEDULER == "multistep", "--scheduler multistep")
-    for key, serves, needs in (("OPTIM.STEPSIZE", *multistep), ("OPTIM.GAMMA", *multistep),
-                               ("DUAL_TASK.LAMBDA", cfg.DUAL_TASK.ENABLED, "--dual_task or --direct_dualtask")):
-        if key in flags and not serves:
-            raise InputError(f"the flag that sets {key} does nothing without {needs}")
+    multistep = cfg.OPTIM.LR_SCHEDULER == "multistep"
+    strong = cfg.TRAIN.SUPERVISION == "pseudo" or cfg.TRAIN.AUGMENT
+    for keys, serves, needs in (
+            (IMAGE_PHASE, not cfg.TRAIN.SKIP, "the image phase, which --zero_shot, --no-train, --skip_finetune skip"),
+            (["TEXT.MODE", "TEXT.EPOCHS"], not cfg.TEXT.SKIP, "the text phase, which --direct_dualtask skips"),
+            (["TEXT.EPOCHS"], cfg.TEXT.MODE != "zero_shot", "a text classifier, which zero-shot has not"),
+            (["OPTIM.STEPSIZE", "OPTIM.GAMMA"], multistep, "--scheduler multistep"),
+            (["DUAL_TASK.LAMBDA"], cfg.DUAL_TASK.ENABLED, "--dual_task or --direct_dualtask"),
+            (["INPUT.TRANSFORMS"], strong, "a strong view: add --enable_augmentation")):
+        useless = [key for key in keys if key in flags and not serves]
+        if useless:
+            raise InputError(f"the flag that sets {useless[0]} does nothing without {needs}")
 
 
 def check_config(cfg: CN) -> None:

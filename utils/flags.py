@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from .config import CHOICES
+from .config import CHOICES, IMAGE_PHASE
 from .errors import InputError
 
 REFUSED = {
@@ -18,7 +18,7 @@ VALUES = {
     "--root": ("DATASET.ROOT", str, "folder that holds the data sets"),
     "--output-dir": ("OUTPUT_DIR", str, "folder for the runs"),
     "--logfolder": ("LOG_DIR", str, "folder for log.txt instead of the run's"),
-    "--exp-name": ("EXP_NAME", str, "name of the run's folder instead of seed<SEED>"),
+    "--exp-name": ("EXP_NAME", str, "name of the run's folder instead of its mode and seed"),
     "--resume": ("RESUME", str, "'auto' (this run's last checkpoint, if any), a run folder or a checkpoint"),
     "--seed": ("SEED", int, "seed of the split, the prompts, the order and the augmentations"),
     "--device": ("DEVICE", str, "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps"),
@@ -141,6 +141,9 @@ def parse_flags(argv: list[str] | None = None) -> Flags:
         raise InputError(f"{'--eval-only' if flags.eval_only else '--predict'} needs --model-dir RUN")
     if not (flags.eval_only or flags.predict) and (flags.model_dir or flags.load_epoch is not None):
         raise InputError("--model-dir and --load-epoch need --eval-only or --predict")
+    useless = [key for key in (*IMAGE_PHASE, "TEXT.MODE", "TEXT.EPOCHS") if key in values]
+    if (flags.eval_only or flags.predict) and useless:
+        raise InputError(f"--eval-only and --predict train nothing: leave out the flag that sets {useless[0]}")
     if flags.predict_out and not flags.predict:
         raise InputError("--predict-out needs --predict PATH")
     return flags
