@@ -115,7 +115,8 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
     seed_generators(cfg.SEED)
     clip_model = distributed.agree(lambda: load_clip(cfg), in_turn=True)
-    loaders = distributed.agree(lambda: build_loaders(cfg, splits, clip_model.visual.input_resolution,
+    read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
+    loaders = distributed.agree(lambda: build_loaders(cfg, read, clip_model.visual.input_resolution,
                                                       clip_model.visual.proj.device), in_turn=True)
     evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
     result = {"dataset": splits.name, "trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME,

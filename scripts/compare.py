@@ -11,6 +11,7 @@ its folder, as NAME.log. Ctrl-C stops all; the same command goes on.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import shlex
@@ -48,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
                                                                     "holds this")
     parser.add_argument("--jobs", type=int, default=0, help="runs at a time (default: one, or one per GPU)")
     parser.add_argument("--gpus", default="", help="GPUs that the jobs take turns on, such as 0,1")
+    parser.add_argument("--baseline", default="", metavar="NAME", help="the trainer or experiment that the report "
+                        "compares others with (default: the experiment 'base', else the first of LaFTer)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands, run nothing")
     return parser
 
@@ -64,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.jobs < 0:
         raise InputError(f"--jobs {args.jobs}: give the number of runs at a time")
     for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does: the runs must not outlive this program
-        if name in signal.Signals.__members__:
+        # what nohup has told to be ignored stays so
+        if name in signal.Signals.__members__ and signal.getsignal(signal.Signals[name]) != signal.SIG_IGN:
             signal.signal(signal.Signals[name], signal.default_int_handler)
     try:
         failures = run_cells(cells, args.jobs or max(1, len(gpus)), gpus)
@@ -73,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for cell, reason in failures.items():
         print(f"failed: {cell}: {reason}", file=sys.stderr)
     if any(cell.finished for cell in cells):
-        utils.results.main([args.output or str(cells[0].folder.parents[3])])
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        utils.results.main([args.output or str(cells[0].folder.parents[3]), "--baseline", args.baseline])
     if failures:
         sys.exit(f"{len(failures)} of {len(cells)} runs failed; the same command tries them again")
 

@@ -98,7 +98,7 @@ def test_an_experiment_needs_little(experiment):
     (PLAIN.replace("demo", "nowhere"), "LaFTer, slow: no configuration file nowhere"),
     (PLAIN.replace("--lr 1e-4", "--seed 3"), "LaFTer, slow: SEED cannot be an option"),
     (PLAIN.replace("--lr 1e-4", "EXP_NAME x"), "LaFTer, slow: EXP_NAME cannot be an option"),
-    (PLAIN.replace("--lr 1e-4", "--eval-only --model-dir x"), "--eval-only cannot be an option"),
+    (PLAIN.replace("--lr 1e-4", "--list"), "--eval-only, --predict and --list cannot be options"),
     (PLAIN.replace("LaFTer:", "demo:").replace("staged: --trainer MultiLayer", "LaFTer: --trainer "),
      "two runs share the folder"),
 ])
@@ -277,6 +277,7 @@ def test_a_real_grid_to_its_report(tmp_path):
         assert done.returncode == 1
         assert done.stderr.strip().splitlines()[-1] == "1 of 2 runs failed; the same command tries them again"
         assert "failed: demo/LaFTer/demo_clip/broken-seed1: error: TEXT.ZERO_SHOT_TEMPLATE" in done.stderr
+    assert "LaFTer (photo)" in done.stderr and str(Path("runs") / "report.html") in done.stderr
     assert "LaFTer (photo)" in (tmp_path / "runs" / "results.md").read_text(encoding="utf-8")
     assert (tmp_path / "runs" / "report.html").is_file()
     logs = {path.stem: path.read_text(encoding="utf-8").count("$ ") for path in tmp_path.rglob("runs/**/*seed1.log")}
@@ -288,13 +289,17 @@ def test_terminating_the_program_ends_its_runs(tmp_path):
     (tmp_path / "x.yaml").write_text("output: runs\noptions: --dataset-config-file demo --workers 0\n",
                                      encoding="utf-8")
     draw_dataset(tmp_path / "data" / "demo", train_per_class=2, test_per_class=2)
-    process = subprocess.Popen([sys.executable, str(PROJECT / "scripts" / "compare.py"), "x.yaml"], cwd=tmp_path,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["nohup", sys.executable, str(PROJECT / "scripts" / "compare.py"), "x.yaml"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     record = tmp_path / "runs" / "demo" / "LaFTer" / "demo_clip" / "seed1" / "log.txt"
     for _ in range(600):
         if record.exists():
             break
         time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)  # nohup: it is to live on when the terminal is gone
+    time.sleep(1)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "stopped; the same command goes on" in errors

@@ -19,6 +19,7 @@ import LaFTer
 from tests import tiny_run
 from tests.test_engine import fit_in
 from trainers.engine import evaluate, finish_gradients, train_one_epoch
+from trainers.monitors import GradientMonitor
 from trainers.objective import Objective
 from trainers.training import tuned_state
 from utils.checkpoint import find_latest, load_checkpoint, save_checkpoint
@@ -197,10 +198,13 @@ def test_the_norm_is_limited_and_recorded(prepare):
         parameter.grad = torch.full_like(parameter, 0.1 * (index + 1))
     norm = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in parameters))
     before = [parameter.grad.clone() for parameter in parameters]
-    assert finish_gradients(parts.training, 0.0, {}, 0) == pytest.approx(norm)
+    monitor = GradientMonitor(parts.training.model)
+    assert finish_gradients(parts.training, monitor, 0.0, {}, 0) == pytest.approx(norm)
     assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(parameters, before))  # 0: as they were
-    assert finish_gradients(parts.training, 0.5, {}, 0) == pytest.approx(norm)
+    assert finish_gradients(parts.training, monitor, 0.5, {}, 0) == pytest.approx(norm)
     assert math.sqrt(sum(p.grad.square().sum().item() for p in parameters)) == pytest.approx(0.5, rel=1e-4)
+    kinds = [norms[0] for norms in monitor.result()["gradient_norms"].values()]  # means over the two steps
+    assert math.hypot(*kinds) == pytest.approx(norm)  # as they were before
     parts.training.optimizer.zero_grad()
     row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
     assert row["grad_norm"] > 0.5  # as it was before
@@ -220,7 +224,7 @@ def test_a_step_that_fp16s_scaler_leaves_out_has_no_norm(prepare, monkeypatch):
     scaled.scaler.scale(torch.ones(()))
     for parameter in scaled.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
-    assert not math.isfinite(finish_gradients(scaled, 0.0, {}, 0))
+    assert not math.isfinite(finish_gradients(scaled, GradientMonitor(scaled.model), 0.0, {}, 0))
 
 
 def test_a_norm_that_limits_nothing_sensible_is_refused(make_cfg):

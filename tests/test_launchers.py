@@ -111,7 +111,8 @@ def project(tmp_path) -> Path:
     shutil.copytree(SCRIPTS, folder / "scripts")
     (folder / "requirements.txt").touch()
     (folder / "LaFTer.py").write_text(
-        "import json, os, sys\nprint(json.dumps([sys.argv[1:], os.getcwd(), sys.prefix]))\n", encoding="utf-8")
+        "import json, os, sys\nsys.stdout.write(json.dumps([sys.argv[1:], os.getcwd(), sys.prefix]) + '\\n')\n",
+        encoding="utf-8")
     return folder
 
 

@@ -18,7 +18,7 @@ from utils.errors import InputError
 from utils.record import read_rows
 
 PROJECT = Path(__file__).resolve().parent.parent
-QUICK = ("--epochs", "2", "--txt_epochs", "20", "--workers", "0", "--batch_size", "12", "--lr", "0.001")
+QUICK = ("--epochs", "2", "--batch_size", "12", "--lr", "0.001")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,12 @@ def run(root, tmp_path):
 
     def start(*arguments: str, pictures: bool = False) -> tuple[Path, dict]:
         before = set(tmp_path.rglob("final.json"))
+        untuned = {"--zero_shot", "--no-train", "--skip_finetune"} & set(arguments)
+        quick = () if untuned else QUICK  # its flags would be refused
         places = ["--root", str(root), "--output-dir", str(tmp_path / "out"), "TEXT.CACHE_DIR", str(tmp_path / "cache")]
-        result = LaFTer.main(["--dataset-config-file", "demo", *QUICK, *arguments, *places,
-                              "DATASET.VAL_FRACTION", "0.2", "PICTURES", str(pictures)])
+        result = LaFTer.main(["--dataset-config-file", "demo", *quick, *arguments, *places,
+                              "DATASET.VAL_FRACTION", "0.2", "PICTURES", str(pictures),
+                              "TEXT.EPOCHS", "20", "DATALOADER.NUM_WORKERS", "0"])
         (final,) = set(tmp_path.rglob("final.json")) - before
         return final.parent, result
 
@@ -139,6 +142,7 @@ def test_another_seed_gives_other_numbers(run):
 def test_runs_that_tune_nothing(run, flag, methods):
     folder, result = run(flag)
     assert set(result["splits"]["test"]) == methods and not (folder / "checkpoints").exists()
+    assert len(list((folder.parents[3] / "cache").glob("images_*.npy"))) == 2  # val and test: no training image is read
 
 
 def test_evaluation_repeats_the_runs_figures(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from types import SimpleNamespace
 
@@ -20,6 +21,8 @@ from .lafter_multilayer import MultiLayerLaFTer
 from .prompts import token_prompts
 from .teacher import Teacher
 from .training import Training
+
+log = logging.getLogger(__name__)
 
 TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 
@@ -71,6 +74,9 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, classifier: T
                    identity: dict[str, object]) -> tuple[Training, nn.Module]:
     """(everything that training changes, the classification loss)."""
     optimizer, scheduler, criterion = setup_lafter_training_utils(training_settings(cfg), model)
+    batch, batches = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.ACCUMULATE
+    log.info("a step of the optimiser sees %d images%s", batch * batches,
+             f": {batches} batches of {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
         teacher = Teacher(clip_model, classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)

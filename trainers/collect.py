@@ -42,7 +42,7 @@ def collect(loader: DataLoader, compute: Callable[[dict], dict[str, Tensor]], wh
 def _collect_share(loader: DataLoader, compute: Callable[[dict], dict[str, Tensor]], what: str) -> dict[str, object]:
     """The columns of the images that are this process's."""
     columns, unreadable = defaultdict(list), []
-    for batch in tqdm(loader, desc=what, leave=False, disable=not distributed.is_main()):
+    for batch in tqdm(loader, desc=what, leave=False, **distributed.bar_settings()):
         unreadable += batch.pop("unreadable", [])
         if "label" not in batch:  # no image of the batch could be read
             continue

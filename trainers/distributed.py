@@ -60,6 +60,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def bar_settings() -> dict[str, bool]:
+    """For tqdm: the other processes show no bars. The first leaves it to tqdm, which heeds TQDM_DISABLE."""
+    return {} if is_main() else {"disable": True}
+
+
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
     """Within the context the processes can talk: gloo for what is on the CPU, nccl, if there is one, on GPUs.

@@ -76,7 +76,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
     begin, accumulate = time.perf_counter() - progress.seconds, cfg.OPTIM.ACCUMULATE
     sampler.epoch, sampler.start = training.epoch, progress.step
     batches, images, gradients = iter(loader), 0, GradientMonitor(training.model, progress.gradients)
-    bar = tqdm(total=sampler.batches, initial=progress.step, leave=False, disable=not distributed.is_main(),
+    bar = tqdm(total=sampler.batches, initial=progress.step, leave=False, **distributed.bar_settings(),
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
     with training.interrupts.deferred(), bar:
         for step in range(progress.step, sampler.batches):
@@ -88,10 +88,9 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
             progress.unreadable += [message for own in told for message in own["unreadable"]]
             if (step + 1) % accumulate == 0 or step + 1 == sampler.batches:
                 if images:
-                    norm = finish_gradients(training, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
+                    norm = finish_gradients(training, gradients, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
                     if math.isfinite(norm):
                         sums.update(grad_norm=norm, steps=1)
-                    gradients.update()
                     update(training)
                 images = 0
                 progress.advance(step + 1, sums, time.perf_counter() - begin)
@@ -192,14 +191,16 @@ def update(training: Training) -> None:
         training.teacher.step()
 
 
-def finish_gradients(training: Training, limit: float, batch: Counter, step: int) -> float:
-    """Add up the processes' gradients and scale them down to the norm `limit` (0: not); returns the norm before.
+def finish_gradients(training: Training, monitor: GradientMonitor, limit: float, batch: Counter, step: int) -> float:
+    """Add up the processes' gradients, let the monitor measure them and scale them down to the norm `limit` (0: not);
+    returns the norm before.
 
     Raises TrainingError for a norm that is not finite, except in fp16, where the scaler then leaves the step out.
     """
     parameters = training.parameters()
     distributed.sum_gradients(parameters)
     training.scaler.unscale_(training.optimizer)
+    monitor.update()
     norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf).item()
     if math.isfinite(norm) or training.scaler.is_enabled():
         return norm

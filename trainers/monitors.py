@@ -68,8 +68,8 @@ class GradientMonitor:
 
     @torch.no_grad()
     def update(self) -> None:
-        """When the optimiser's step has its gradients. One whose gradients are not finite, which fp16's scaler skips,
-        does not count."""
+        """When the optimiser's step has its gradients, before they are scaled down to a norm. One whose gradients are
+        not finite, which fp16's scaler skips, does not count."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:

@@ -23,7 +23,7 @@ from utils.checkpoint import DAMAGE
 from utils.config import resolve_path
 from utils.errors import InputError
 
-from .distributed import is_main
+from .distributed import bar_settings
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def encode_texts(clip_model: CLIP, texts: Sequence[str], batch_size: int = 64) -
     tokens = clip.tokenize(list(texts), context_length=clip_model.context_length)
     order = tokens.argmax(1).argsort(stable=True)
     features = torch.empty(len(tokens), clip_model.embed_dim)
-    for rows in tqdm(order.split(batch_size), desc="texts", leave=False, disable=not is_main()):
+    for rows in tqdm(order.split(batch_size), desc="texts", leave=False, **bar_settings()):
         encoded = clip_model.encode_text(tokens[rows].to(clip_model.visual.proj.device))
         features[rows] = F.normalize(encoded.float(), dim=-1).cpu()
     return features

@@ -67,9 +67,11 @@ def read_experiment(path: Path, output: str = "", extra: Sequence[str] = ()) -> 
 def _build_cell(names: Sequence[str], options: Sequence[str], seed: int, output: str) -> Cell:
     flags = parse_flags(list(options))
     clash = [key for key in OWN if key in flags.values or key in flags.options[::2]]
-    if clash or flags.eval_only:
-        raise InputError(f"{clash[0] if clash else '--eval-only'} cannot be an option: the experiment sets the seed, "
-                         "the folder and the resuming of its runs")
+    if clash:
+        raise InputError(f"{clash[0]} cannot be an option: the experiment sets the seed, the folder and the resuming "
+                         "of its runs")
+    if flags.eval_only or flags.predict or flags.list_datasets:
+        raise InputError("--eval-only, --predict and --list cannot be options: an experiment's runs are trained")
     plain = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
     dataset = Path(plain.DATASET.ROOT).resolve().name if plain.DATASET.NAME == "folder" else plain.DATASET.NAME
     told = run_folder(plain, dataset).parts[-4:-1]  # a level named as one of these folders need not be told again
