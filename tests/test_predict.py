@@ -19,7 +19,7 @@ from utils.record import read_rows
 from utils.transforms import build_views
 
 CLASSES = ["joy", "anger", "disgust", "fear", "sadness", "surprise"]
-QUICK = ("--epochs", "1", "--txt_epochs", "20", "--workers", "0", "--batch_size", "12", "PICTURES", "False")
+QUICK = ("--epochs", "1", "--workers", "0", "--batch_size", "12", "PICTURES", "False", "TEXT.EPOCHS", "20")
 
 
 def read_lines(path: Path) -> list[dict]:

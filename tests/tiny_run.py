@@ -40,9 +40,10 @@ def arguments(folder: Path, name: str, *more: str, trainer: str = "LaFTer") -> l
     """The command line of a run of four epochs, three steps each, of which MultiLayerLaFTer's have three phases."""
     return ["--dataset-config-file", "folder", "--root", str(folder / "data"), "--backbone", str(folder / "clip.pt"),
             "--output-dir", str(folder / "runs"), "--exp-name", name, "--trainer", trainer, "--device", "cpu",
-            "--txt_cls", "templates_only", "--txt_epochs", "50", "--epochs", "4", "--batch_size", "7", "--workers", "0",
-            "--lr", "0.005", "--scheduler", "coslr", *more, "DATASET.VAL_FRACTION", "0.15", "OPTIM.WARMUP_EPOCH", "1",
-            "PROMPT_NUM", "4", "MULTI_LAYER_PROMPT.NUM", "2", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS", "1",
+            "--epochs", "4", "--batch_size", "7", "--workers", "0", "--lr", "0.005", "--scheduler", "coslr",
+            "TEXT.EPOCHS", "50", "TEXT.MODE", "templates_only", *more, "DATASET.VAL_FRACTION", "0.15",
+            "OPTIM.WARMUP_EPOCH", "1", "PROMPT_NUM", "4", "MULTI_LAYER_PROMPT.NUM", "2",
+            "MULTI_LAYER_PROMPT.WARMUP_EPOCHS", "1",
             "MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING", "True", "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "2",
             "PROMPT_INIT_IMAGES", "8", "PICTURES", "False", "TEXT.LR", "0.02",
             "DATALOADER.CACHE_DIR", str(folder / "cache" / name), "DATASET.TEXT_FEATURES", str(folder / "texts.npz")]
