@@ -9,16 +9,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request, build_opener
+from urllib.parse import urlsplit
+from urllib.request import Request, build_opener, getproxies, proxy_bypass
 
 import torch
 from PIL import Image
 from torchvision import transforms
 from tqdm import tqdm
 
-from .checkpoint import read_state_dict, weights_hash
+from .checkpoint import ARCHIVE, Checkpoint, read_checkpoint, weights_hash
 from .errors import ClipError
-from .model import CLIP, build_model
+from .model import CLIP, Source, build_model
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "available_models", "download", "image_transform", "load", "weights_hash"]
 
@@ -34,6 +35,7 @@ MODELS = {
     "ViT-L/14@336px": ("3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "ViT-L-14-336px.pt"),
 }
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+ACTIVATION = {True: "QuickGELU", False: "the plain GELU"}
 CHUNK = 1 << 18
 
 
@@ -45,24 +47,55 @@ def available_models() -> list[str]:
 def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_root: str | Path | None = None, *,
          precision: str = "fp32", image_size: int | None = None,
          stage_boundaries: Sequence[Sequence[int]] | None = None,
-         quick_gelu: bool = True) -> tuple[CLIP, transforms.Compose]:
+         quick_gelu: bool | None = None) -> tuple[CLIP, transforms.Compose]:
     """A CLIP in evaluation mode and the transform for its images.
 
     `name_or_path` is one of `available_models()`, downloaded once to `download_root` (~/.cache/clip), or a
-    checkpoint file. `precision`: fp32, fp16 or bf16. `image_size` in pixels, if not the checkpoint's.
-    `quick_gelu=False` is for OpenCLIP's checkpoints with the plain GELU. Raises FileNotFoundError for a missing
-    file, ClipError for an unknown name, a failed download, and a file that is damaged or does not fit.
+    checkpoint: a file or a folder, in any form that `read_checkpoint` knows. `precision`: fp32, fp16 or bf16.
+    `image_size` in pixels, if not the checkpoint's. `quick_gelu=False` is for weights trained with the plain GELU,
+    as OpenCLIP's own are; None takes what the checkpoint tells, else QuickGELU, and a line of the log says which.
+    The model's `source` tells where its weights come from. Raises FileNotFoundError for a missing file, ClipError
+    for an unknown name, a failed download, and a file that is damaged or does not fit.
     """
-    path = _find_checkpoint(name_or_path, Path(download_root or "~/.cache/clip").expanduser())
-    state = read_state_dict(path)
+    checkpoint = read_checkpoint(_find_checkpoint(name_or_path, Path(download_root or "~/.cache/clip").expanduser()))
+    path = checkpoint.path
     try:
-        model = build_model(state, image_size=image_size, stage_boundaries=stage_boundaries, quick_gelu=quick_gelu)
+        model = build_model(checkpoint.state, image_size=image_size, stage_boundaries=stage_boundaries,
+                            quick_gelu=_choose_activation(checkpoint, quick_gelu))
     except ClipError as error:
         raise ClipError(f"{path}: {error}") from error
+    model.source = Source(path, checkpoint.form, _official_name(name_or_path, checkpoint),
+                          weights_hash(checkpoint.state))
     if not model.has_text:
         log.warning("%s is an image tower without a text tower: the text phase, zero-shot and label-free "
                     "pseudo-labels need DATASET.TEXT_FEATURES", path)
     return model.set_precision(precision).to(device), image_transform(model.visual.input_resolution)
+
+
+def _choose_activation(checkpoint: Checkpoint, wanted: bool | None) -> bool:
+    """Whether it is QuickGELU: what is wanted, else what the checkpoint tells, else True. One line says which."""
+    path, form, told, told_by = checkpoint.path, checkpoint.form, checkpoint.quick_gelu, checkpoint.told_by
+    if wanted is not None and told is not None and wanted != told:
+        log.warning("%s (%s): %s is used, as MODEL.BACKBONE.QUICK_GELU %s says, but %s says %s", path, form,
+                    ACTIVATION[wanted], wanted, told_by, ACTIVATION[told])
+    elif wanted is not None:
+        log.info("%s (%s): %s, as MODEL.BACKBONE.QUICK_GELU %s says", path, form, ACTIVATION[wanted], wanted)
+    elif told is not None:
+        log.info("%s (%s): %s, as %s says", path, form, ACTIVATION[told], told_by)
+    else:
+        log.info("%s (%s): %s is assumed, for nothing beside it tells; weights trained with the plain GELU, as "
+                 "OpenCLIP's own, need MODEL.BACKBONE.QUICK_GELU False", path, form, ACTIVATION[True])
+    return wanted if wanted is not None else told is not False
+
+
+def _official_name(name_or_path: str | Path, checkpoint: Checkpoint) -> str:
+    """Which of OpenAI's files this is, wherever it lies; "" for another."""
+    if str(name_or_path) in MODELS:
+        return str(name_or_path)
+    if checkpoint.form != ARCHIVE:
+        return ""
+    found = file_sha256(checkpoint.path)
+    return next((name for name, (sha256, _) in MODELS.items() if sha256 == found), "")
 
 
 def image_transform(size: int) -> transforms.Compose:
@@ -81,7 +114,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _find_checkpoint(name_or_path: str | Path, root: Path) -> Path:
-    name, path = str(name_or_path), Path(name_or_path)
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in MODELS:
         sha256, file = MODELS[name]
         target = root / file
@@ -94,7 +127,8 @@ def _find_checkpoint(name_or_path: str | Path, root: Path) -> Path:
         return path
     if path.suffix in CHECKPOINT_SUFFIXES:
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    raise ClipError(f"unknown model {name!r}; valid: {', '.join(MODELS)}, or the path of a checkpoint file")
+    raise ClipError(f"unknown model {name!r}; valid: {', '.join(MODELS)}, or the path of a checkpoint, a file "
+                    "or a folder")
 
 
 def file_sha256(path: Path) -> str:
@@ -110,10 +144,11 @@ def download(url: str, sha256: str, target: str | Path, *, timeout: float = 30.0
     """Fetch `url` to `target` and check its SHA-256; nothing but the right bytes ever has the final name.
 
     The bytes gather in `<target>.part`, and a later attempt or call goes on where the last one stopped.
-    `timeout` is in seconds without any byte. Proxies are taken from the environment. Raises ClipError with the
-    reason and what to do without a network.
+    `timeout` is in seconds without any byte. HTTP proxies are taken from the environment. Raises ClipError with the
+    reason and what to do without a network, and for a SOCKS proxy, which urllib cannot speak to.
     """
     target = Path(target)
+    _refuse_socks(url, target)
     part = target.with_name(target.name + ".part")
     failure: object = None
     log.info("downloading %s to %s", url, target)
@@ -136,6 +171,17 @@ def download(url: str, sha256: str, target: str | Path, *, timeout: float = 30.0
                 break
     raise ClipError(f"could not download {url} ({failure}). Without a network: fetch this file elsewhere and put it "
                     f"at {target}, or give the path of a checkpoint in place of the model's name")
+
+
+def _refuse_socks(url: str, target: Path) -> None:
+    """ClipError where the proxy for `url` is a SOCKS proxy: urllib would take it for an HTTP proxy and hear nothing."""
+    parts = urlsplit(url)
+    proxy = urlsplit(getproxies().get(parts.scheme, ""))
+    if proxy.scheme.startswith("socks") and not proxy_bypass(parts.hostname or ""):
+        server = proxy.netloc.rpartition("@")[2]  # without the password
+        raise ClipError(f"could not download {url}: {parts.scheme}_proxy is the SOCKS proxy {proxy.scheme}://{server}, "
+                        f"which Python's downloads cannot use; set {parts.scheme}_proxy to an HTTP proxy (many SOCKS "
+                        f"programs offer one on a port of its own), or fetch this file by hand and put it at {target}")
 
 
 def _fetch(url: str, part: Path, timeout: float) -> bool:

@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ClipError
+from .layouts import openai_layout
 from .transformer import LayerNorm, MultiLayerTransformer, Transformer
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+class Source(NamedTuple):
+    """Where the weights of a model that `clip.load` made come from."""
+
+    path: Path  # the file of the weights
+    form: str  # such as "TorchScript archive"
+    official: str  # "ViT-B/32", …: the file is OpenAI's, by its SHA-256; "": it is another
+    weights_hash: str  # see `clip.weights_hash`
 
 
 class VisualTransformer(nn.Module):
@@ -77,7 +90,8 @@ class CLIP(nn.Module):
                  transformer_heads: int, transformer_layers: int, *,
                  stage_boundaries: Sequence[Sequence[int]] | None = None, quick_gelu: bool = True):
         super().__init__()
-        self.embed_dim, self.context_length = embed_dim, context_length
+        self.embed_dim, self.context_length, self.quick_gelu = embed_dim, context_length, quick_gelu
+        self.source: Source | None = None  # what `clip.load` read the weights from
         self.visual = VisualTransformer(image_resolution, vision_patch_size, vision_width, vision_layers,
                                         vision_width // 64, embed_dim, stage_boundaries, quick_gelu)
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
@@ -119,7 +133,7 @@ class CLIP(nn.Module):
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """→ (logits per image [images, texts], logits per text [texts, images]): scaled cosines."""
         image_features = F.normalize(self.encode_image(images), dim=-1)
-        text_features = F.normalize(self.encode_text(text), dim=-1)
+        text_features = F.normalize(self.encode_text(text), dim=-1).to(image_features.dtype)
         logits = self.logit_scale.exp().to(image_features.dtype) * image_features @ text_features.t()
         return logits, logits.t()
 
@@ -137,16 +151,19 @@ class CLIP(nn.Module):
 
 def build_model(state_dict: dict[str, Tensor], *, image_size: int | None = None,
                 stage_boundaries: Sequence[Sequence[int]] | None = None, quick_gelu: bool = True) -> CLIP:
-    """A CLIP in fp32 and evaluation mode from a state dict in OpenAI's layout; every size is read from its shapes.
+    """A CLIP in fp32 and evaluation mode from a state dict; every size is read from its shapes.
 
-    `image_size` other than the checkpoint's interpolates the positional embedding. Raises ClipError for a
-    ResNet checkpoint and for keys that are missing or unexpected, by name.
+    The layout is OpenAI's, or one that `openai_layout` makes it from. `image_size` other than the checkpoint's
+    interpolates the positional embedding. Raises ClipError for what is no CLIP with a vision transformer, and for
+    keys that are missing or unexpected, by name.
     """
-    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state_dict.items()
-             if name not in ("input_resolution", "context_length", "vocab_size")}  # extras of OpenAI's archives
-    if any(name.startswith("visual.layer1.") for name in state):
-        raise ClipError("this is a ResNet CLIP; only vision transformers work here: ViT-B/32, ViT-B/16, ViT-L/14, "
-                        "ViT-L/14@336px or another ViT in OpenAI's layout")
+    state = openai_layout(state_dict)
+    whole = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+    if whole:
+        raise ClipError(f"{', '.join(whole[:5])}: these weights are whole numbers ({state[whole[0]].dtype}), as of a "
+                        "quantised model, and their scales are not known here; take the weights in fp32 or fp16")
+    state = {name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+             for name, tensor in state.items()}
     sizes = _infer_sizes(state)
     if image_size is not None and image_size != sizes["image_resolution"]:
         state["visual.positional_embedding"] = resize_positional_embedding(
@@ -169,12 +186,13 @@ def causal_mask(length: int) -> Tensor:
 
 def _infer_sizes(state: dict[str, Tensor]) -> dict[str, int]:
     required = ["visual.conv1.weight", "visual.positional_embedding", "visual.proj"]
-    has_text = any(not name.startswith("visual.") and name != "logit_scale" for name in state)
+    has_text = any(name.startswith(TEXT_TOWER) for name in state)
     if has_text:
         required += ["positional_embedding", "token_embedding.weight"]
     missing = [name for name in required if name not in state]
     if missing:
-        raise ClipError(f"not a CLIP checkpoint in OpenAI's layout: missing keys {', '.join(missing)}")
+        raise ClipError(f"not a CLIP checkpoint in the layout of OpenAI or Hugging Face: missing keys "
+                        f"{', '.join(missing)}; it holds {', '.join(list(state)[:5])}, …")
     for name, ndim in zip(required, (4, 2, 2, 2, 2)):
         if state[name].ndim != ndim:
             raise ClipError(f"the checkpoint does not fit CLIP's layout: {name} has {state[name].ndim} dimensions, "

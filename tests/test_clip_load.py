@@ -88,14 +88,14 @@ def test_every_form_gives_the_same_model(form, suffix, state, tmp_path):
         assert torch.equal(model.encode_text(tokens), expected.encode_text(tokens))
     assert not model.training and model.dtype == torch.float32
     assert preprocess(Image.new("L", (40, 30))).shape == (3, 16, 16)
-    assert clip.weights_hash(model) == clip.weights_hash(expected)
+    assert clip.weights_hash(model) == clip.weights_hash(state)
 
 
 def test_torchscript_tensors_equal_those_torch_reads(state, tmp_path):
     write("torchscript", state, tmp_path / "archive.pt")
     expected = torch.jit.load(str(tmp_path / "archive.pt")).state_dict()
     read = read_state_dict(tmp_path / "archive.pt")
-    assert read.keys() == expected.keys() and len(read) == len(state) + 3
+    assert read.keys() == state.keys() == expected.keys() - {"input_resolution", "context_length", "vocab_size"}
     assert all(torch.equal(read[name], expected[name]) and read[name].dtype == expected[name].dtype for name in read)
 
 

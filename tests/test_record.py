@@ -23,7 +23,8 @@ IDENTITY = {"trainer": "LaFTer", "clip_hash": "abc", "classnames": ["cat", "dog"
 
 @pytest.mark.parametrize("name, label", [
     ("ViT-B/32", "ViT-B-32"), ("ViT-L/14@336px", "ViT-L-14@336px"), ("weights/my_clip.pt", "my_clip"),
-    ("weights/vitb16.int8.safetensors", "vitb16.int8"),
+    ("weights/vitb16.int8.safetensors", "vitb16.int8"), ("hub/clip-vit-base-patch32", "clip-vit-base-patch32"),
+    ("/hub/clip-v1.5/", "clip-v1.5"), ("hub/clip-v1.5/model.safetensors", "clip-v1.5"), (r"C:\hub\clip.pt", "clip"),
 ])
 def test_the_folder_tells_what_ran(name, label):
     assert backbone_label(name) == label

@@ -52,7 +52,8 @@ def default_config() -> CN:
     cfg.RESUME = ""  # auto, a run folder or a checkpoint file
     cfg.DEVICE = "auto"  # CUDA, else MPS, else CPU
     cfg.MODEL = CN(dict(
-        BACKBONE=CN(dict(NAME="ViT-B/32", QUICK_GELU=True)),  # OpenCLIP's own ViTs: QUICK_GELU False
+        BACKBONE=CN(dict(NAME="ViT-B/32",
+                         QUICK_GELU=None)),  # False: plain GELU; None: as the checkpoint tells, else QuickGELU
         PRECISION="fp32", DOWNLOAD_ROOT="",
         COMPILE="auto",  # the image tower's blocks; auto: where a run is long enough for it to pay
         CHECKPOINT_GRADIENTS=False))  # less memory for a third more time
@@ -269,6 +270,9 @@ def check_config(cfg: CN) -> None:
                 "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING"):
         if not 0 <= values[key] <= 1:
             raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
+    if cfg.MODEL.BACKBONE.QUICK_GELU not in (None, True, False):
+        raise InputError(f"MODEL.BACKBONE.QUICK_GELU is {cfg.MODEL.BACKBONE.QUICK_GELU!r}; it must be True, False or "
+                         "None (as the checkpoint tells, else True)")
     start = cfg.OPTIM.WARMUP_CONS_LR
     if start is not None and (isinstance(start, bool) or not isinstance(start, (int, float)) or not start >= 0):
         raise InputError(f"OPTIM.WARMUP_CONS_LR is {start!r}; it must be a rate, not negative")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from filelock import FileLock, Timeout
 from yacs.config import CfgNode
@@ -40,8 +42,14 @@ def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
 
 
 def backbone_label(name: str) -> str:
-    """A backbone's name as part of a path: ViT-B/32 → ViT-B-32, weights/my_clip.pt → my_clip."""
-    return Path(name).stem if Path(name).suffix else name.replace("/", "-")
+    """A backbone's name as that of one folder: ViT-B/32 → ViT-B-32; of a path its last part without the suffix of a
+    checkpoint, as in weights/my_clip.pt → my_clip, or the folder's, as in clip-vit-base/model.safetensors."""
+    if re.fullmatch(r"ViT-\w+/\d+(@\d+px)?", name):
+        return name.replace("/", "-")
+    path = PureWindowsPath(os.path.abspath(name))  # takes both kinds of slash: records are read on other systems too
+    label = path.stem if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors") else path.name
+    hub_names = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
+    return path.parent.name if label in hub_names else label
 
 
 # a dead process's loader processes, which inherit its lock, look for it every 5 s and end
