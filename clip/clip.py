@@ -177,7 +177,7 @@ def _refuse_socks(url: str, target: Path) -> None:
     """ClipError where the proxy for `url` is a SOCKS proxy: urllib would take it for an HTTP proxy and hear nothing."""
     parts = urlsplit(url)
     proxy = urlsplit(getproxies().get(parts.scheme, ""))
-    if proxy.scheme.startswith("socks") and not proxy_bypass(parts.hostname or ""):
+    if proxy.scheme.startswith("socks") and not proxy_bypass(parts.netloc):
         server = proxy.netloc.rpartition("@")[2]  # without the password
         raise ClipError(f"could not download {url}: {parts.scheme}_proxy is the SOCKS proxy {proxy.scheme}://{server}, "
                         f"which Python's downloads cannot use; set {parts.scheme}_proxy to an HTTP proxy (many SOCKS "

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import random
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -158,6 +159,31 @@ def test_a_proxy_that_does_not_answer_is_named_in_the_reason(tmp_path, monkeypat
     monkeypatch.setenv("http_proxy", address)
     with pytest.raises(clip.ClipError, match="could not download http://weights.invalid/.*refused.*fetch this"):
         clip.download("http://weights.invalid/model.pt", SHA256, tmp_path / "model.pt", timeout=2)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("kind", ["socks5", "socks5h", "socks4", "socks"])
+def test_a_socks_proxy_is_named_and_not_taken_for_an_http_proxy(scheme, kind, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY"):
+            monkeypatch.setenv(name, f"{kind}://user:secret@127.0.0.1:{port}")
+        with pytest.raises(clip.ClipError) as error:
+            clip.download(f"{scheme}://weights.invalid/model.pt", SHA256, tmp_path / "model.pt", timeout=2)
+        with pytest.raises(BlockingIOError):
+            listener.accept()  # nobody came
+    message = str(error.value)
+    assert f"{scheme}_proxy is the SOCKS proxy {kind}://127.0.0.1:{port}" in message and "secret" not in message
+    assert "HTTP proxy" in message and str(tmp_path / "model.pt") in message and "\n" not in message
+    assert f"could not download {scheme}://weights.invalid/model.pt" in message
+
+
+def test_a_socks_proxy_that_is_not_for_this_address_does_no_harm(server, tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    clip.download(server[0] + "/good", SHA256, tmp_path / "model.pt")  # no_proxy names it
+    assert (tmp_path / "model.pt").read_bytes() == PAYLOAD
 
 
 def test_what_came_before_a_redirection_is_not_fetched_again(server, tmp_path):

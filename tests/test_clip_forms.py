@@ -21,6 +21,7 @@ from tests.conftest import randomise
 from tests.test_clip_load import as_module
 from tests.tiny_run import arguments, make_inputs
 from trainers.texts import text_features
+from utils.config import PROJECT
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -115,6 +116,19 @@ def test_one_line_says_which_activation_and_why(settings, wanted, quick_gelu, wo
     assert kinds & {"GELU", "QuickGELU"} == {"QuickGELU" if quick_gelu else "GELU"}
     assert record.levelno == (logging.WARNING if " but " in words else logging.INFO)
     assert re.search(words, record.getMessage()), record.getMessage()
+
+
+def test_open_clip_takes_the_demos_clip_with_its_config():
+    folder = PROJECT / "configs" / "demo"
+    settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    theirs = open_clip.model.CLIP(**settings).eval()
+    theirs.load_state_dict(torch.load(folder / "demo_clip.pt", weights_only=True))
+    ours, _ = clip.load(folder / "demo_clip.pt")
+    images, tokens = torch.randn(2, 3, 64, 64), clip.tokenize(["joy", "a photo of anger."])
+    with torch.no_grad():
+        for found, expected in ((ours.encode_image(images), theirs.encode_image(images)),
+                                (ours.encode_text(tokens), theirs.encode_text(tokens))):
+            assert torch.allclose(found, expected, rtol=0, atol=1e-4 * expected.abs().max())
 
 
 def test_a_config_of_another_layout_tells_nothing(state, tmp_path):
