@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .errors import ClipError
 from .layouts import is_hugging_face, openai_layout
 from .model import CLIP
-from .model_config import quick_gelu_beside
+from .model_config import Settings, settings_beside
 
 # what damaged bytes raise on their way through zipfile, pickle and torch
 DAMAGE = (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
@@ -57,8 +57,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Tensor]
     path: Path  # of the file, or of the index of its parts
     form: str  # such as "TorchScript archive" or "safetensors in Hugging Face's layout"
-    quick_gelu: bool | None  # None: nothing tells the activation
-    told_by: str  # what tells the activation
+    settings: Settings
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -89,11 +88,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except ClipError as error:
         raise ClipError(f"{path}: {error}") from error
     if form == ARCHIVE:
-        return Checkpoint(state, path, form, True, "OpenAI's archive")
+        return Checkpoint(state, path, form, Settings(True, "OpenAI's archive"))
     hugging_face = is_hugging_face(named)
-    quick_gelu, told_by = quick_gelu_beside(path, hugging_face)
-    return Checkpoint(state, path, f"{form} in {'Hugging Face' if hugging_face else 'OpenAI'}'s layout", quick_gelu,
-                      told_by)
+    return Checkpoint(state, path, f"{form} in {'Hugging Face' if hugging_face else 'OpenAI'}'s layout",
+                      settings_beside(path, hugging_face))
 
 
 def _find_weights(folder: Path) -> Path:

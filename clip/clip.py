@@ -20,13 +20,12 @@ from tqdm import tqdm
 from .checkpoint import ARCHIVE, Checkpoint, read_checkpoint, weights_hash
 from .errors import ClipError
 from .model import CLIP, Source, build_model
+from .model_config import CLIP_MEAN, CLIP_STD
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "available_models", "download", "image_transform", "load", "weights_hash"]
 
 log = logging.getLogger(__name__)
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SOURCE = "https://openaipublic.azureedge.net/clip/models"  # /<SHA-256>/<file>
 MODELS = {
     "ViT-B/32": ("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt"),
@@ -58,23 +57,23 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_
     for an unknown name, a failed download, and a file that is damaged or does not fit.
     """
     checkpoint = read_checkpoint(_find_checkpoint(name_or_path, Path(download_root or "~/.cache/clip").expanduser()))
-    path = checkpoint.path
+    path, mean, std = checkpoint.path, checkpoint.settings.pixel_mean, checkpoint.settings.pixel_std
     try:
         model = build_model(checkpoint.state, image_size=image_size, stage_boundaries=stage_boundaries,
                             quick_gelu=_choose_activation(checkpoint, quick_gelu))
     except ClipError as error:
         raise ClipError(f"{path}: {error}") from error
     model.source = Source(path, checkpoint.form, _official_name(name_or_path, checkpoint),
-                          weights_hash(checkpoint.state))
+                          weights_hash(checkpoint.state), mean, std)
     if not model.has_text:
         log.warning("%s is an image tower without a text tower: the text phase, zero-shot and label-free "
                     "pseudo-labels need DATASET.TEXT_FEATURES", path)
-    return model.set_precision(precision).to(device), image_transform(model.visual.input_resolution)
+    return model.set_precision(precision).to(device), image_transform(model.visual.input_resolution, mean, std)
 
 
 def _choose_activation(checkpoint: Checkpoint, wanted: bool | None) -> bool:
     """Whether it is QuickGELU: what is wanted, else what the checkpoint tells, else True. One line says which."""
-    path, form, told, told_by = checkpoint.path, checkpoint.form, checkpoint.quick_gelu, checkpoint.told_by
+    path, form, (told, told_by, *_) = checkpoint.path, checkpoint.form, checkpoint.settings
     if wanted is not None and told is not None and wanted != told:
         log.warning("%s (%s): %s is used, as MODEL.BACKBONE.QUICK_GELU %s says, but %s says %s", path, form,
                     ACTIVATION[wanted], wanted, told_by, ACTIVATION[told])
@@ -98,14 +97,15 @@ def _official_name(name_or_path: str | Path, checkpoint: Checkpoint) -> str:
     return next((name for name, (sha256, _) in MODELS.items() if sha256 == found), "")
 
 
-def image_transform(size: int) -> transforms.Compose:
+def image_transform(size: int, mean: Sequence[float] = CLIP_MEAN,
+                    std: Sequence[float] = CLIP_STD) -> transforms.Compose:
     """PIL image → normalised tensor [3, size, size]: bicubic on the short side, centre crop."""
     return transforms.Compose([
         _to_rgb,
         transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True),
         transforms.CenterCrop(size),
         transforms.ToTensor(),
-        transforms.Normalize(CLIP_MEAN, CLIP_STD),
+        transforms.Normalize(mean, std),
     ])
 
 

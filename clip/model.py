@@ -30,6 +30,8 @@ class Source(NamedTuple):
     form: str  # such as "TorchScript archive"
     official: str  # "ViT-B/32", …: the file is OpenAI's, by its SHA-256; "": it is another
     weights_hash: str  # see `clip.weights_hash`
+    pixel_mean: tuple[float, ...]  # that the images it was trained on were normalised with
+    pixel_std: tuple[float, ...]
 
 
 class VisualTransformer(nn.Module):

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from tests.clip_forms import FORMS, VISION, hub_model, hugging_face, small_state
 from tests.conftest import randomise
 from tests.test_clip_load import as_module
 from tests.tiny_run import arguments, make_inputs
+from trainers.backbone import load_clip
 from trainers.texts import text_features
 from utils.config import PROJECT
 
@@ -135,13 +137,36 @@ def test_a_config_of_another_layout_tells_nothing(state, tmp_path):
     """config.json belongs to Hugging Face's weights: beside others it may be any program's."""
     torch.save(state, tmp_path / "clip.pt")
     (tmp_path / "config.json").write_text('{"hidden_act": "gelu"}')
-    assert read_checkpoint(tmp_path / "clip.pt").quick_gelu is None
+    assert read_checkpoint(tmp_path / "clip.pt").settings.quick_gelu is None
     torch.save(hugging_face(state), tmp_path / "clip.pt")
-    assert read_checkpoint(tmp_path / "clip.pt").quick_gelu is False
+    assert read_checkpoint(tmp_path / "clip.pt").settings.quick_gelu is False
     (tmp_path / "config.json").write_text("{}")
-    assert read_checkpoint(tmp_path / "clip.pt").quick_gelu is None
+    assert read_checkpoint(tmp_path / "clip.pt").settings.quick_gelu is None
     (tmp_path / "config.json").write_text('{"model_type": "clip", "text_config": {"hidden_size": 512}}')
-    assert read_checkpoint(tmp_path / "clip.pt").quick_gelu is True  # the default of transformers, then not written
+    assert read_checkpoint(tmp_path / "clip.pt").settings.quick_gelu is True  # transformers leaves its defaults out
+
+
+@pytest.mark.parametrize("hub", [True, False])
+def test_the_normalisation_of_the_images_is_read_and_compared(hub, state, tmp_path, make_cfg, caplog):
+    """LAION's ViT-L/14 was trained with 0.5, others with CLIP's own."""
+    torch.save(hugging_face(state) if hub else state, tmp_path / "pytorch_model.bin")
+    model, preprocess = clip.load(tmp_path)
+    assert model.source[-2:] == (clip.CLIP_MEAN, clip.CLIP_STD)
+    half = [0.5, 0.5, 0.5]
+    if hub:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": half, "image_std": half}))
+    else:
+        settings = {"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"mean": half, "std": half}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
+    model, preprocess = clip.load(tmp_path)
+    assert torch.equal(preprocess(Image.new("RGB", (20, 30), "white")), torch.ones(3, 16, 16))
+    values = {"MODEL.BACKBONE.NAME": str(tmp_path), "DEVICE": "cpu"}
+    load_clip(make_cfg(values))
+    assert "another INPUT.PIXEL_MEAN than" in caplog.text and "PIXEL_STD" in caplog.text
+    assert "set it to [0.5, 0.5, 0.5]" in caplog.text
+    caplog.clear()
+    load_clip(make_cfg(values | {"INPUT.PIXEL_MEAN": half, "INPUT.PIXEL_STD": half}))
+    assert "PIXEL" not in caplog.text
 
 
 # --- where the weights come from ------------------------------------------------------------------------------------
@@ -168,7 +193,8 @@ def test_the_source_knows_openais_files_wherever_they_lie(state, tmp_path, monke
     torch.jit.script(as_module(state)).save(str(tmp_path / "mine.pt"))
     with caplog.at_level(logging.INFO, logger="clip"):
         model, _ = clip.load(tmp_path / "mine.pt")
-    assert model.source == (tmp_path / "mine.pt", "TorchScript archive", "", clip.weights_hash(state))
+    assert model.source == (tmp_path / "mine.pt", "TorchScript archive", "", clip.weights_hash(state), clip.CLIP_MEAN,
+                            clip.CLIP_STD)
     assert "mine.pt (TorchScript archive): QuickGELU, as OpenAI's archive says" in caplog.text
     monkeypatch.setitem(MODELS, "ViT-B/16", (clip.clip.file_sha256(tmp_path / "mine.pt"), "ViT-B-16.pt"))
     assert clip.load(tmp_path / "mine.pt")[0].source.official == "ViT-B/16"

@@ -132,6 +132,7 @@ def test_settings_that_no_tensor_tells_are_refused_by_name(settings, words, stat
     ("{", "no valid JSON"), ("[]", "holds no settings"), ('{"model_cfg": {}}', "no model_cfg with a vision_cfg"),
     ('{"model_cfg": {"vision_cfg": {"pool_type": "avg"}}}', "pool_type is 'avg'; only 'tok'"),
     ('{"model_cfg": {"vision_cfg": {}, "text_cfg": {"no_causal_mask": true}}}', "no_causal_mask is True; only False"),
+    ('{"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"mean": [1, 2]}}', "mean and std must be three numbers"),
 ])
 def test_settings_of_open_clip_that_no_tensor_tells(text, words, state, tmp_path):
     torch.save(state, tmp_path / "clip.pt")

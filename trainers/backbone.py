@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 
+import numpy as np
 import torch
 from yacs.config import CfgNode
 
@@ -14,6 +16,8 @@ from utils.errors import InputError
 
 from . import distributed
 
+log = logging.getLogger(__name__)
+
 
 def load_clip(cfg: CfgNode) -> CLIP:
     """The backbone on its device, in its precision, at INPUT.SIZE, with its stages."""
@@ -23,6 +27,10 @@ def load_clip(cfg: CfgNode) -> CLIP:
     model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
                          image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
                          stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
+    for key, meant in (("PIXEL_MEAN", model.source.pixel_mean), ("PIXEL_STD", model.source.pixel_std)):
+        if not np.allclose(cfg.INPUT[key], meant, rtol=0, atol=1e-3):
+            log.warning("%s was trained on images of another INPUT.%s than %s: set it to %s", backbone.NAME, key,
+                        list(cfg.INPUT[key]), list(meant))
     return model.requires_grad_(False)
 
 
