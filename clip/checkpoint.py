@@ -33,8 +33,6 @@ STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat
             "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
             "BoolStorage": torch.bool}
 ARCHIVE = "TorchScript archive"
-
-
 # what a file starts with that is no checkpoint
 NO_CHECKPOINT = (
     (rb"version https://git-lfs", "is a Git LFS pointer, which only stands for the weights: run `git lfs pull` in its "
@@ -87,7 +85,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         state = openai_layout(named)
     except ClipError as error:
         raise ClipError(f"{path}: {error}") from error
-    if form == ARCHIVE:
+    if form == ARCHIVE and "input_resolution" in named:  # which OpenAI put into its archives
         return Checkpoint(state, path, form, Settings(True, "OpenAI's archive"))
     hugging_face = is_hugging_face(named)
     return Checkpoint(state, path, f"{form} in {'Hugging Face' if hugging_face else 'OpenAI'}'s layout",

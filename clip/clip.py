@@ -91,7 +91,7 @@ def _official_name(name_or_path: str | Path, checkpoint: Checkpoint) -> str:
     """Which of OpenAI's files this is, wherever it lies; "" for another."""
     if str(name_or_path) in MODELS:
         return str(name_or_path)
-    if checkpoint.form != ARCHIVE:
+    if checkpoint.form != ARCHIVE:  # as all of them are
         return ""
     found = file_sha256(checkpoint.path)
     return next((name for name, (sha256, _) in MODELS.items() if sha256 == found), "")

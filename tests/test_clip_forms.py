@@ -24,6 +24,7 @@ from tests.tiny_run import arguments, make_inputs
 from trainers.backbone import load_clip
 from trainers.texts import text_features
 from utils.config import PROJECT
+from utils.errors import InputError
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -191,6 +192,8 @@ def test_the_hash_is_of_the_weights_in_the_file(state, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_the_source_knows_openais_files_wherever_they_lie(state, tmp_path, monkeypatch, caplog):
     torch.jit.script(as_module(state)).save(str(tmp_path / "mine.pt"))
+    assert read_checkpoint(tmp_path / "mine.pt").settings.quick_gelu is None
+    torch.jit.script(as_module(state | {"input_resolution": torch.tensor(16)})).save(str(tmp_path / "mine.pt"))
     with caplog.at_level(logging.INFO, logger="clip"):
         model, _ = clip.load(tmp_path / "mine.pt")
     assert model.source == (tmp_path / "mine.pt", "TorchScript archive", "", clip.weights_hash(state), clip.CLIP_MEAN,
@@ -223,3 +226,18 @@ def test_a_folder_serves_as_the_backbone_of_a_run(tmp_path):
     (final,) = tmp_path.rglob("final.json")
     assert final.parent == tmp_path / "runs" / "data" / "LaFTer" / "clip-tiny-v1.0" / "trial"
     assert "the plain GELU, as open_clip_config.json says" in (final.parent / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_run_in_half_precision_and_at_another_size_is_scored_in_full(tmp_path):
+    """The same backbone, for its hash is the file's: precision and size are settings."""
+    make_inputs(tmp_path, train=3, test=1)
+    LaFTer.main(arguments(tmp_path, "half", "MODEL.PRECISION", "bf16", "INPUT.SIZE", "48"))
+    (run,) = (final.parent for final in tmp_path.rglob("final.json"))
+    given = ["--eval-only", "--model-dir", str(run), "--dataset-config-file", "folder", "--root",
+             str(tmp_path / "data")]
+    result = LaFTer.main([*given, "MODEL.PRECISION", "fp32", "DATALOADER.NUM_WORKERS", "0"])
+    assert result["epoch"] == 4 and "test" in result["splits"]
+    state = torch.load(tmp_path / "clip.pt", weights_only=True)
+    torch.save(state | {"logit_scale": state["logit_scale"] + 1}, tmp_path / "clip.pt")
+    with pytest.raises(InputError, match="trained on another backbone"):
+        LaFTer.main([*given, "MODEL.PRECISION", "fp32", "DATALOADER.NUM_WORKERS", "0"])
