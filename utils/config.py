@@ -36,6 +36,7 @@ CHOICES = {
     "OPTIM.NAME": ("adamw", "adam", "sgd"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
     "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
+    "INPUT.CROP_INTERPOLATION": ("bicubic", "bilinear"),
     "DATALOADER.ON_ERROR": ("raise", "skip"),
 }
 LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE")
@@ -65,7 +66,10 @@ def default_config() -> CN:
         TEMPLATES=["a photo of a {}."], DESCRIPTIONS="", TEXT_FEATURES="", TEXT_FEATURES_TEMPLATE=""))
     cfg.INPUT = CN(dict(
         SIZE=None,  # None: the checkpoint's; an int or a pair of equal ints
-        INTERPOLATION="bicubic",
+        INTERPOLATION="bicubic",  # of the weak view
+        CROP_INTERPOLATION="bilinear",  # of the strong view's crop
+        SOURCE_SCALE=2.3,  # that crop is cut from the image reduced to this many times SIZE on its short side
+        BLUR_PROB=1.0,  # share of the strong views that gaussian_blur blurs
         PIXEL_MEAN=[0.48145466, 0.4578275, 0.40821073], PIXEL_STD=[0.26862954, 0.26130258, 0.27577711],
         TRANSFORMS=["random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur"]))
     cfg.DATALOADER = CN(dict(
@@ -262,11 +266,12 @@ def check_config(cfg: CN) -> None:
         if not values[key] > 0:
             raise InputError(f"{key} is {values[key]}; it must be above 0")
     for key in ("OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE",
-                "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ"):
+                "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ",
+                "INPUT.SOURCE_SCALE"):
         if values[key] < 1:
             raise InputError(f"{key} is {values[key]}; it must be at least 1")
     for key in ("DUAL_TASK.LAMBDA", "DATASET.TEST_FRACTION", "DATASET.VAL_FRACTION", "PSEUDO_LABEL.EMA_DECAY",
-                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING"):
+                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "INPUT.BLUR_PROB"):
         if not 0 <= values[key] <= 1:
             raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
     start = cfg.OPTIM.WARMUP_CONS_LR
