@@ -41,6 +41,7 @@ from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
 from utils.metrics import score
 from utils.pictures import choose_items, draw_predictions
+from utils.published import settings_label
 from utils.readers import read_json
 from utils.record import Run, dataset_identity, run_folder, write_text
 from utils.results import format_summary
@@ -100,15 +101,13 @@ def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) ->
 
 
 def configure(flags: Flags) -> CfgNode:
-    """The configuration; for --eval-only and --predict, the run's own is what the flags change."""
-    trainer_file = flags.config_file
-    if flags.model_dir and not trainer_file:
-        trainer_file = str(Path(flags.model_dir) / "config.yaml")
-        if not Path(trainer_file).is_file():
-            raise FileNotFoundError(f"--model-dir {flags.model_dir} is no run's folder: it has no config.yaml")
-    if flags.model_dir and flags.dataset_config_file:  # the run's YAML names its own data set: the flag's comes after
-        return load_config(trainer_file, flags.dataset_config_file, flags.values, flags.options)
-    return load_config(flags.dataset_config_file, trainer_file, flags.values, flags.options)
+    """The configuration; for --eval-only and --predict, the run's own, which the data set's YAML and flags change."""
+    if not flags.model_dir:
+        return load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
+    run_file = flags.config_file or str(Path(flags.model_dir) / "config.yaml")
+    if not flags.config_file and not Path(run_file).is_file():
+        raise FileNotFoundError(f"--model-dir {flags.model_dir} is no run's folder: it has no config.yaml")
+    return load_config(flags.dataset_config_file, "", flags.values, flags.options, run_file)
 
 
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -> dict:
@@ -120,8 +119,10 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
                                                       clip_model.visual.proj.device), in_turn=True)
     evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
     result = {"dataset": splits.name, "trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME,
-              "seed": cfg.SEED, "supervision": cfg.TRAIN.SUPERVISION, "classnames": splits.classnames,
-              "environment": environment(clip_model), "splits": {split: {} for split in evaluation}}
+              "seed": cfg.SEED, "supervision": cfg.TRAIN.SUPERVISION, "settings": settings_label(cfg),
+              "classnames": splits.classnames, "environment": environment(clip_model),
+              "splits": {split: {} for split in evaluation}}
+    log.info("settings: %s", result["settings"])
     classifier, references = None, {}
     if not cfg.TEXT.SKIP:
         classifier, references = text_phase(cfg, splits, clip_model, evaluation, result)

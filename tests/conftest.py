@@ -66,11 +66,11 @@ def randomise(model):
 
 @pytest.fixture(scope="session")
 def make_cfg():
-    """make_cfg({"KEY": value, …}, trainer=…) → the frozen configuration that the command line would give."""
+    """make_cfg({"KEY": value, …}, trainer=…, config_file=…) → the frozen configuration that the command line gives."""
 
-    def make(values: dict[str, object] | None = None, trainer: str = "MultiLayerLaFTer"):
-        return load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "DATALOADER.CACHE_GB": 0,
-                                  **(values or {})})
+    def make(values: dict[str, object] | None = None, trainer: str = "MultiLayerLaFTer", config_file: str = ""):
+        flags = {"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "DATALOADER.CACHE_GB": 0, **(values or {})}
+        return load_config("", config_file, flags)
 
     return make
 

@@ -71,8 +71,12 @@ def test_trainer_files_are_picked_by_trainer_and_backbone(project):
         cfg = load(**way)
         assert (cfg.TRAINER.NAME, cfg.PROMPT_NUM, cfg.SEED) == ("MultiLayerLaFTer", 21, 21)
     assert load("TRAINER.NAME", "MultiLayerLaFTer").PROMPT_NUM == 21
-    own = project("own.yaml", "SEED: 31\n")  # a file given by hand stands instead of those, not above them
-    assert (load(trainer=own).SEED, load(trainer=own).PROMPT_NUM) == (31, default_config().PROMPT_NUM)
+    own = project("own.yaml", "SEED: 31\nTRAINER: {NAME: MultiLayerLaFTer}\n")  # one given by hand stands above those
+    assert (load(trainer=own).SEED, load(trainer=own).PROMPT_NUM) == (31, 21)
+    project("trainers/LaFTer/short.yaml", "SEED: 41\n")
+    assert (load(trainer="short").SEED, load(trainer="short").PROMPT_NUM) == (41, 11)
+    with pytest.raises(FileNotFoundError, match="shrt; trainers/LaFTer known by name: default, short, vit_b32"):
+        load(trainer="shrt")
 
 
 @pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])

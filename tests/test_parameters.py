@@ -139,6 +139,16 @@ def test_weight_decay_is_for_two_dimensions_and_more():
     assert len(groups) == 5
 
 
+def test_the_weights_of_layernorms_are_decayed_where_asked_for():
+    model = PlainModel()
+    args = settings(weight_decay=0.05, decay_layernorm=True)
+    groups = parameter_groups(trainable_parameters(model), TrainingSettings.from_args(args))
+    decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for block in model.visual:
+        assert (decays[id(block.ln_1.weight)], decays[id(block.ln_1.bias)]) == (0.05, 0.0)
+    assert (decays[id(model.adapter.weight)], decays[id(model.adapter.bias)]) == (0.05, 0.0)
+
+
 def test_one_step_of_adamw_decays_at_each_groups_own_rate():
     """With zero gradients AdamW only shrinks: by lr · decay, the adapter five times as much; biases stay."""
     model = PlainModel()

@@ -44,9 +44,10 @@ def patch_tokens(clip_model, images: torch.Tensor) -> list[torch.Tensor]:
     return result
 
 
-def test_uniform_prompts_fill_their_range(make_clip):
-    prompts = uniform_prompts(make_clip(1), 200)
-    bound = math.sqrt(6 / (3 * 8 ** 2 + 64))
+@pytest.mark.parametrize("patch, bound", [(0, math.sqrt(6 / (3 * 8 ** 2 + 64))), (16, math.sqrt(6 / (768 + 64)))])
+def test_uniform_prompts_fill_their_range(make_clip, patch, bound):
+    """The backbone's own patch is 8."""
+    prompts = uniform_prompts(make_clip(1), 200, patch)
     assert prompts.shape == (200, 64)
     assert 0.99 * bound < prompts.max() <= bound and -bound <= prompts.min() < -0.99 * bound
     assert prompts.mean().abs() < 0.02 * bound

@@ -90,7 +90,7 @@ def test_no_file_of_descriptions(configure):
         read_descriptions("")
 
 
-@pytest.mark.parametrize("key, mode", [("DATASET.TEMPLATES", "templates_only"),
+@pytest.mark.parametrize("key, mode", [("DATASET.TEMPLATES", "templates_only"), ("TEXT.TEMPLATES", "templates_only"),
                                        ("TEXT.ZERO_SHOT_TEMPLATE", "zero_shot")])
 @pytest.mark.parametrize("template", ["a photo of a {name}", "a photo of a {", "{} or {}", "a photo"])
 def test_a_template_without_its_one_place_is_refused(configure, key, mode, template):

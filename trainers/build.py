@@ -63,8 +63,8 @@ def training_settings(cfg: CfgNode) -> SimpleNamespace:
     """The configuration in the names that `setup_lafter_training_utils` reads."""
     return SimpleNamespace(
         lr=cfg.OPTIM.LR, epochs=cfg.OPTIM.MAX_EPOCH, scheduler=cfg.OPTIM.LR_SCHEDULER, optimizer=cfg.OPTIM.NAME,
-        weight_decay=cfg.OPTIM.WEIGHT_DECAY, momentum=cfg.OPTIM.MOMENTUM, warmup_epochs=cfg.OPTIM.WARMUP_EPOCH,
-        warmup_type=cfg.OPTIM.WARMUP_TYPE, warmup_lr=cfg.OPTIM.WARMUP_CONS_LR,
+        weight_decay=cfg.OPTIM.WEIGHT_DECAY, decay_layernorm=cfg.OPTIM.DECAY_LAYERNORM, momentum=cfg.OPTIM.MOMENTUM,
+        warmup_epochs=cfg.OPTIM.WARMUP_EPOCH, warmup_type=cfg.OPTIM.WARMUP_TYPE, warmup_lr=cfg.OPTIM.WARMUP_CONS_LR,
         scheduler_epochs=list(cfg.OPTIM.STEPSIZE), scheduler_gamma=cfg.OPTIM.GAMMA,
         adapter_lr_scale=cfg.OPTIM.ADAPTER_LR_SCALE, fusion_lr_scale=cfg.OPTIM.FUSION_LR_SCALE,
         label_smoothing=cfg.OPTIM.LABEL_SMOOTHING)

@@ -30,8 +30,8 @@ class LaFTer(Tunable):
         clip_model: its weights are used in place, not copied.
         classifier: the text classifier's weight [classes, embed_dim], or None for a fresh head.
         num_classes: rows of the head.
-        cfg: PROMPT_NUM.
-        prompts: start of the prompts [num, width]; None draws U(±√(6 / (3·patch² + width))).
+        cfg: PROMPT_NUM, PROMPT_INIT_PATCH.
+        prompts: start of the prompts [num, width]; None draws them with `uniform_prompts`.
     """
 
     def __init__(self, clip_model: CLIP, classifier: Tensor | None, num_classes: int, cfg: CfgNode,
@@ -39,7 +39,7 @@ class LaFTer(Tunable):
         super().__init__()
         self.clip = clip_model
         self.adapter = build_adapter(clip_model, classifier, num_classes)
-        start = uniform_prompts(clip_model, cfg.PROMPT_NUM) if prompts is None else prompts
+        start = uniform_prompts(clip_model, cfg.PROMPT_NUM, cfg.PROMPT_INIT_PATCH) if prompts is None else prompts
         self.prompt_embeddings = nn.Parameter(start[None].clone())
 
     def forward(self, images: Tensor) -> Prediction:
@@ -61,11 +61,12 @@ def build_adapter(clip_model: CLIP, classifier: Tensor | None, num_classes: int)
     return adapter.to(clip_model.visual.proj.device)
 
 
-def uniform_prompts(clip_model: CLIP, num: int) -> Tensor:
-    """[num, width] from U(±√(6 / (3·patch² + width))), LaFTer's and VPT's start."""
+def uniform_prompts(clip_model: CLIP, num: int, patch: int = 0) -> Tensor:
+    """[num, width] from U(±√(6 / (3·patch² + width))), VPT's start; 0 stands for the backbone's own patch. LaFTer's
+    code has 16 whatever the backbone is: a bound of .0625 for ViT-B/32, whose own patch gives .0395."""
     visual = clip_model.visual
     width = visual.class_embedding.numel()
-    bound = (6 / (3 * visual.patch_size ** 2 + width)) ** 0.5
+    bound = (6 / (3 * (patch or visual.patch_size) ** 2 + width)) ** 0.5
     return torch.empty(num, width).uniform_(-bound, bound).to(visual.proj.device)
 
 

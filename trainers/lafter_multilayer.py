@@ -56,7 +56,7 @@ class MultiLayerLaFTer(Tunable):
         clip_model: its weights are used in place, not copied; its stages are the model's.
         classifier: the text classifier's weight [classes, embed_dim], or None for a fresh head.
         num_classes: rows of the head.
-        cfg: MULTI_LAYER_PROMPT.*.
+        cfg: MULTI_LAYER_PROMPT.*, PROMPT_INIT_PATCH.
         prompts: start of each stage's prompts [num, width]; None draws them as LaFTer does.
     """
 
@@ -67,7 +67,7 @@ class MultiLayerLaFTer(Tunable):
         self.clip = clip_model
         self.adapter = build_adapter(clip_model, classifier, num_classes)
         stages = clip_model.visual.transformer.stage_boundaries
-        start = prompts or [uniform_prompts(clip_model, self.settings.NUM) for _ in stages]
+        start = prompts or [uniform_prompts(clip_model, self.settings.NUM, cfg.PROMPT_INIT_PATCH) for _ in stages]
         self.multi_prompts = nn.ParameterList(nn.Parameter(prompt[None].clone()) for prompt in start)
         self.nga = NeighborhoodGaussianAggregation([len(stage) for stage in stages], self.settings.SIGMA,
                                                    self.settings.NGA).to(self.adapter.weight.device)

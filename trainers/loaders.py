@@ -19,7 +19,8 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device 
     """`train` (shuffled, the student's and the teacher's views), `plain` (the same images, weak, in order), and
     `val` and `test` where they hold images."""
     weak, strong = build_views(size, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
-                               cfg.INPUT.INTERPOLATION)
+                               cfg.INPUT.INTERPOLATION, crop_interpolation=cfg.INPUT.CROP_INTERPOLATION,
+                               source_scale=cfg.INPUT.SOURCE_SCALE, blur_prob=cfg.INPUT.BLUR_PROB)
     if cfg.TRAIN.SUPERVISION == "pseudo":
         views = {"strong": strong} if cfg.PSEUDO_LABEL.TEACHER == "frozen" else {"weak": weak, "strong": strong}
     elif cfg.TRAIN.AUGMENT:

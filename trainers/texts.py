@@ -49,8 +49,9 @@ def class_texts(classnames: Sequence[str], mode: str, cfg: CfgNode) -> list[list
         return [[name] for name in names]
     if mode == "zero_shot":
         return [[fill_template(cfg.TEXT.ZERO_SHOT_TEMPLATE, name, "TEXT.ZERO_SHOT_TEMPLATE")] for name in names]
-    texts = [[fill_template(template, name, "DATASET.TEMPLATES") for template in cfg.DATASET.TEMPLATES]
-             for name in names]
+    own = mode == "templates_only" and cfg.TEXT.TEMPLATES
+    key, templates = ("TEXT.TEMPLATES", own) if own else ("DATASET.TEMPLATES", cfg.DATASET.TEMPLATES)
+    texts = [[fill_template(template, name, key) for template in templates] for name in names]
     if mode == "lafter":
         described = read_descriptions(cfg.DATASET.DESCRIPTIONS)
         missing = [name for name in classnames if not described.get(name)]

@@ -1,4 +1,4 @@
-"""Configuration: defaults < data-set YAML < trainer YAML < flags given < trailing KEY VALUE options.
+"""Configuration: defaults < data-set YAML < trainer's YAML < --config-file < flags given < trailing KEY VALUE options.
 
 Keys keep the names of Dassl and CoOp where those have one, so that their YAML files merge.
 """
@@ -6,7 +6,6 @@ Keys keep the names of Dassl and CoOp where those have one, so that their YAML f
 from __future__ import annotations
 
 import ast
-import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +35,8 @@ CHOICES = {
     "OPTIM.NAME": ("adamw", "adam", "sgd"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
     "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
+    "INPUT.CROP_INTERPOLATION": ("bicubic", "bilinear"),
+    "TRAINER.SETTINGS": ("tuned", "published"),
     "DATALOADER.ON_ERROR": ("raise", "skip"),
 }
 LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE")
@@ -66,7 +67,10 @@ def default_config() -> CN:
         TEMPLATES=["a photo of a {}."], DESCRIPTIONS="", TEXT_FEATURES="", TEXT_FEATURES_TEMPLATE=""))
     cfg.INPUT = CN(dict(
         SIZE=None,  # None: the checkpoint's; an int or a pair of equal ints
-        INTERPOLATION="bicubic",
+        INTERPOLATION="bicubic",  # of the weak view
+        CROP_INTERPOLATION="bilinear",  # of the strong view's crop
+        SOURCE_SCALE=2.3,  # that crop is cut from the image reduced to this many times SIZE on its short side
+        BLUR_PROB=1.0,  # share of the strong views that gaussian_blur blurs
         PIXEL_MEAN=[0.48145466, 0.4578275, 0.40821073], PIXEL_STD=[0.26862954, 0.26130258, 0.27577711],
         TRANSFORMS=["random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur"]))
     cfg.DATALOADER = CN(dict(
@@ -75,15 +79,18 @@ def default_config() -> CN:
         CACHE_GB=10.0, CACHE_DIR=""))  # decoded images, kept between runs; 0: none. "": OUTPUT_DIR/cache
     cfg.OPTIM = CN(dict(
         NAME="adamw", LR=5e-4, WEIGHT_DECAY=0.01, MOMENTUM=0.9, MAX_EPOCH=50, ADAPTER_LR_SCALE=5.0, FUSION_LR_SCALE=0.1,
+        DECAY_LAYERNORM=False,  # True: the weights of LayerNorms are decayed too, as LaFTer's code does
         LR_SCHEDULER="cosine", WARMUP_EPOCH=3, WARMUP_TYPE="linear",
         WARMUP_CONS_LR=None,  # rate of every group at the start; None: a tenth of each group's own
         STEPSIZE=[], GAMMA=0.1, ACCUMULATE=1, LABEL_SMOOTHING=0.1,
         MAX_GRAD_NORM=0.0))  # gradients of a step are scaled down to this norm; 0: they are not
     cfg.TEXT = CN(dict(MODE="lafter", EPOCHS=500, LR=1e-3, NOISE_STD=0.1, LABEL_SMOOTHING=0.1, CACHE_DIR="cache",
+                       TEMPLATES=[],  # of templates_only; []: DATASET.TEMPLATES
                        SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}"))
     cfg.TRAIN = CN(dict(SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1))
     cfg.PSEUDO_LABEL = CN(dict(TEACHER="shared", EMA_DECAY=0.999))
     cfg.PROMPT_INIT = "uniform"
+    cfg.PROMPT_INIT_PATCH = 0  # patch size in the bound of `uniform`; 0: the backbone's own. LaFTer's code has 16
     cfg.PROMPT_INIT_IMAGES = 64  # unlabelled training images that `tokens` draws prompts from
     cfg.PROMPT_NUM = 50  # LaFTer's; MultiLayerLaFTer has MULTI_LAYER_PROMPT.NUM per stage
     cfg.MULTI_LAYER_PROMPT = CN(dict(
@@ -92,45 +99,50 @@ def default_config() -> CN:
         ALIGN="none", ALIGN_RIDGE=0.1,  # linear: a fixed map of each stage's features to the final ones
         PROGRESSIVE_TRAINING=False, WARMUP_EPOCHS=2, PROGRESSIVE_EPOCHS=3))  # True: stages join from deep to shallow
     cfg.DUAL_TASK = CN(dict(ENABLED=False, LAMBDA=0.8, TEMPERATURE=1.0))
-    cfg.TRAINER = CN(dict(NAME="LaFTer"))
+    cfg.TRAINER = CN(dict(NAME="LaFTer", SETTINGS="tuned"))  # published: configs/trainers/LaFTer/published.yaml
     return cfg
 
 
 def load_config(dataset_file: str = "", trainer_file: str = "", flags: dict[str, object] | None = None,
-                options: Sequence[str] = ()) -> CN:
+                options: Sequence[str] = (), run_file: str = "") -> CN:
     """Merge all sources in order, check the values and freeze.
 
-    `flags` maps keys to the values of the flags that were given. Without `trainer_file`, the trainer's
-    `default.yaml` and its file for the backbone are read from configs/trainers. Raises InputError for an
-    unknown key (with near matches), a wrong type or an invalid choice; FileNotFoundError for a missing YAML.
+    The order: defaults, the data set's YAML, the trainer's `default.yaml` and its file for the backbone in
+    configs/trainers, `trainer_file`, `flags` (which map keys to the values of the flags that were given), `options`.
+    A `run_file`, the config.yaml of a run, holds every key: it stands before the others, in the defaults' place.
+    Raises InputError for an unknown key (with near matches), a wrong type or an invalid choice; FileNotFoundError
+    for a missing YAML.
     """
-    cfg = default_config()
-    named = {**(flags or {}), **_parse_options(options)}
-    if dataset_file:
-        _merge_file(cfg, find_config(dataset_file))
-    if trainer_file:
-        _merge_file(cfg, find_config(trainer_file))
+    options = _parse_options(options)
+    dataset = [find_config(dataset_file)] if dataset_file else []
+    own = [find_config(trainer_file, "trainers/LaFTer")] if trainer_file else []
+    if run_file:
+        defaults, dataset = [], [find_config(run_file), *dataset]
     else:
-        preview = copy.deepcopy(cfg)
-        _merge_values(preview, named, "flags")
-        for path in trainer_files(preview.TRAINER.NAME, preview.MODEL.BACKBONE.NAME):
-            _merge_file(cfg, path)
+        preview = default_config()  # of what names the trainer and the backbone
+        for path in (*dataset, *own):
+            _merge_file(preview, path)
+        _merge_values(preview, {**(flags or {}), **options}, "flags")
+        defaults = trainer_files(preview.TRAINER.NAME, preview.MODEL.BACKBONE.NAME)
+    cfg = default_config()
+    for path in (*dataset, *defaults, *own):
+        _merge_file(cfg, path)
     _merge_values(cfg, flags or {}, "flags")
-    _merge_values(cfg, _parse_options(options), "options")
+    _merge_values(cfg, options, "options")
     check_flags(flags or {}, cfg)
     check_config(cfg)
     cfg.freeze()
     return cfg
 
 
-def find_config(name: str) -> Path:
-    """A YAML by its path, from here or from the project's folder, or by the bare name of one in configs/datasets."""
-    folder = PROJECT / "configs" / "datasets"
-    for path in (Path(name), PROJECT / name, folder / f"{name}.yaml"):
+def find_config(name: str, folder: str = "datasets") -> Path:
+    """A YAML by its path, from here or from the project's folder, or by the bare name of one in configs/<folder>."""
+    place = PROJECT / "configs" / folder
+    for path in (Path(name), PROJECT / name, place / f"{name}.yaml"):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise FileNotFoundError(f"no configuration file {name}; data sets known by name: {known}")
+    known = ", ".join(sorted(path.stem for path in place.glob("*.yaml")))
+    raise FileNotFoundError(f"no configuration file {name}; {folder} known by name: {known}")
 
 
 def trainer_files(trainer: str, backbone: str) -> list[Path]:
@@ -263,11 +275,12 @@ def check_config(cfg: CN) -> None:
         if not values[key] > 0:
             raise InputError(f"{key} is {values[key]}; it must be above 0")
     for key in ("OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE",
-                "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ"):
+                "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ",
+                "INPUT.SOURCE_SCALE"):
         if values[key] < 1:
             raise InputError(f"{key} is {values[key]}; it must be at least 1")
     for key in ("DUAL_TASK.LAMBDA", "DATASET.TEST_FRACTION", "DATASET.VAL_FRACTION", "PSEUDO_LABEL.EMA_DECAY",
-                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING"):
+                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "INPUT.BLUR_PROB"):
         if not 0 <= values[key] <= 1:
             raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
     if cfg.MODEL.BACKBONE.QUICK_GELU not in (None, True, False):
@@ -282,7 +295,7 @@ def check_config(cfg: CN) -> None:
     for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
                 "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
                 "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM", "DATALOADER.CACHE_GB",
-                "DATALOADER.TRAIN_X.MICRO_BATCH"):
+                "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH"):
         if not values[key] >= 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
     if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:

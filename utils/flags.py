@@ -28,9 +28,9 @@ VALUES = {
     "--txt_epochs": ("TEXT.EPOCHS", int, "steps of the text phase"),
     "--batch_size": ("DATALOADER.TRAIN_X.BATCH_SIZE", int, "training batch"),
     "--workers": ("DATALOADER.NUM_WORKERS", int, "loader processes; 0 loads in the main one"),
-    "--lr": ("OPTIM.LR", float, "learning rate of the image phase"),
+    "--lr": ("OPTIM.LR", float, "learning rate of the image phase alone; the text phase has TEXT.LR"),
     "--epochs": ("OPTIM.MAX_EPOCH", int, "epochs of the image phase"),
-    "--weight-decay": ("OPTIM.WEIGHT_DECAY", float, "weight decay of matrices"),
+    "--weight-decay": ("OPTIM.WEIGHT_DECAY", float, "weight decay of matrices (OPTIM.DECAY_LAYERNORM: LayerNorms too)"),
     "--acc-batches": ("OPTIM.ACCUMULATE", int, "batches whose gradients make one step"),
     "--max-grad-norm": ("OPTIM.MAX_GRAD_NORM", float, "scale the gradients of a step down to this norm; 0: never"),
     "--keep": ("TRAIN.KEEP", int, "checkpoints of how many last epochs to keep, beside the best one's; 0: all"),
@@ -87,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
                                  "configuration key.")
     parser.add_argument("--dataset-config-file", default="",
                         help="YAML of the data set, or its name in configs/datasets")
-    parser.add_argument("--config-file", default="", help="YAML of the trainer, instead of those in configs/trainers; "
-                                                          "a run's config.yaml repeats that run")
+    parser.add_argument("--config-file", default="", help="YAML above the trainer's own in configs/trainers: a run's "
+                        "config.yaml repeats that run, configs/trainers/LaFTer/published.yaml has the paper's settings")
     parser.add_argument("--trainer", choices=CHOICES["TRAINER.NAME"], help="the method")
     parser.add_argument("--eval-only", action="store_true", default=False, help="score the run in --model-dir")
     parser.add_argument("--model-dir", default="", help="a run's folder, for --eval-only and --predict")

@@ -29,7 +29,8 @@ HARMLESS = {"RESUME", "PICTURES", "DEVICE", "LOG_DIR", "OUTPUT_DIR", "EXP_NAME",
 def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
     """OUTPUT_DIR/<dataset>/<trainer>/<backbone>/<EXP_NAME, or mode and seed>; the trainer is TRAINER.NAME if not given.
 
-    The label-free method's folder is `seed1`; other modes stand before the seed, as in `labels-dual_task-seed1`.
+    The label-free method's folder is `seed1`; other modes stand before the seed, as in `labels-dual_task-seed1`, and
+    before them other settings than the tuned ones, as in `published-seed1`.
     """
     backbone = backbone_label(cfg.MODEL.BACKBONE.NAME)
     if cfg.TRAIN.SKIP:
@@ -37,7 +38,8 @@ def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
     else:
         modes = (["direct"] * cfg.TEXT.SKIP + ["labels"] * (cfg.TRAIN.SUPERVISION == "labels")
                  + ["dual_task"] * cfg.DUAL_TASK.ENABLED)
-    experiment = cfg.EXP_NAME or "-".join([*modes, f"seed{cfg.SEED}"])
+    settings = [cfg.TRAINER.SETTINGS] * (cfg.TRAINER.SETTINGS != "tuned")
+    experiment = cfg.EXP_NAME or "-".join([*settings, *modes, f"seed{cfg.SEED}"])
     return Path(cfg.OUTPUT_DIR) / dataset / (trainer or cfg.TRAINER.NAME) / backbone / experiment
 
 

@@ -47,7 +47,8 @@ code { font-size: .85rem; overflow-wrap: anywhere; }
 """
 NOTES = {
     "accuracy": "Top-1 in per cent on the test split, mean ± standard deviation over seeds. The test split is scored "
-                "in every epoch and never selects: the last epoch, and the one that was best on the validation split.",
+                "in every epoch and never selects: the last epoch, and the one that was best on the validation split. "
+                "Settings are the tuned defaults where no other are named; `published` are the original program's.",
     "difference": "Points on the test split, paired by seed: mean of the differences and a 95 % t-interval. One that "
                   "holds 0 shows no difference. Where many methods are compared, some intervals miss 0 by chance.",
     "further": "The tuned models on the test split, last epoch, in per cent. ECE: expected calibration error, lower is "

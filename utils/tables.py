@@ -6,6 +6,7 @@ import json
 import math
 import re
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +38,14 @@ class Key(NamedTuple):
     trainer: str
     experiment: str  # the folder's name without the seed
     source: str = ""  # the runs' output folder, below the one that is reported
+    settings: str = ""  # what stands for the tuned defaults is not shown
 
     @property
     def method(self) -> str:
-        return self.trainer + (f" ({self.experiment})" if self.experiment else "")
+        told = [textwrap.shorten(self.settings, 60, placeholder=" …")] if self.settings else []
+        if self.experiment and self.experiment != self.settings.partition(",")[0]:  # a folder's name may say it too
+            told.append(self.experiment)
+        return self.trainer + (f" ({', '.join(told)})" if told else "")
 
     @property
     def panel(self) -> tuple[str, str, str]:
@@ -64,7 +69,8 @@ def find_runs(root: Path) -> Groups:
             result = json.loads(path.read_text(encoding="utf-8"))
             experiment = re.sub(r"[-_]?seed\d+$", "", path.parent.name)
             key = Key(result["dataset"], result["supervision"], backbone_label(result["backbone"]), result["trainer"],
-                      experiment, "/".join(path.parent.relative_to(root).parts[:-4]))
+                      experiment, "/".join(path.parent.relative_to(root).parts[:-4]),
+                      str(result.get("settings", "tuned")).removeprefix("tuned"))
             twin = next((run["folder"] for run in groups[key] if run["seed"] == result["seed"]), None)
         except json.JSONDecodeError as error:
             raise InputError(f"{path} is no valid JSON: {error}") from error

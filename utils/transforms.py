@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ from .errors import InputError
 CROP = "random_resized_crop"
 PARTS = {"random_flip": RandomFlip, "color_jitter": ColorJitter, "random_grayscale": RandomGrayscale,
          "gaussian_blur": GaussianBlur}
-SOURCE_SCALE = 1.5  # the strong view is cut from an image whose short side is at most this many times INPUT.SIZE
 
 
 @contextlib.contextmanager
@@ -90,20 +90,25 @@ class WeakView:
 class StrongView(WeakView):
     """A random crop, resized, and random changes of its colours: the parts `names`, in their order.
 
-    The crop is cut from the image reduced to SOURCE_SCALE · size on its short side (smaller ones as they are).
+    The crop is cut from the image reduced to `source_scale` · size on its short side (smaller ones as they are) and
+    resized by `crop_interpolation`; a share `blur_prob` of the views is blurred. A crop of a fifth of a square is as
+    sharp as one cut from the full image from a scale of 1 / √0.2 = 2.24 on, if the reduction itself keeps what is
+    fine: Lanczos does, bicubic takes 3 % of the gradient energy of photographs.
     """
 
     def __init__(self, size: int, names: Sequence[str], mean: Sequence[float], std: Sequence[float],
-                 interpolation: str = "bicubic"):
+                 interpolation: str = "bicubic", crop_interpolation: str = "bilinear", source_scale: float = 2.3,
+                 blur_prob: float = 1.0):
         super().__init__(size, mean, std, interpolation)
-        self.crops = CROP in names
-        self.parts = [PARTS[name]() for name in names if name in PARTS]
+        self.crops, self.crop_interpolation = CROP in names, crop_interpolation
+        parts = {**PARTS, "gaussian_blur": partial(GaussianBlur, p=blur_prob)}
+        self.parts = [parts[name]() for name in names if name in parts]
         self.num_params = sum(part.size for part in self.parts)
-        self.limit = round(SOURCE_SCALE * size)
+        self.limit = round(source_scale * size)
 
     @property
     def source(self) -> str:
-        return f"source-{self.limit}-{self.interpolation}" if self.crops else super().source
+        return f"source-{self.limit}-lanczos" if self.crops else super().source
 
     def stored_shape(self, height: int, width: int) -> tuple[int, int, int]:
         if not self.crops:
@@ -115,13 +120,13 @@ class StrongView(WeakView):
         if not self.crops:
             return super().prepare(image)
         height, width, _ = self.stored_shape(image.height, image.width)
-        return np.asarray(image.resize((width, height), Image.Resampling[self.interpolation.upper()]))
+        return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
     def sample(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         if self.crops:
             top, left, height, width = crop_box(*pixels.shape[:2], rng)
             pixels = np.array(pixels[top:top + height, left:left + width])
-            image = _resize(pixels, self.size, self.interpolation)
+            image = _resize(pixels, self.size, self.crop_interpolation)
         else:
             image = torch.from_numpy(np.array(pixels))
         return image, torch.tensor([value for part in self.parts for value in part.draw(rng)], dtype=torch.float32)
@@ -139,15 +144,16 @@ def _resize(pixels: np.ndarray, size: int, interpolation: str) -> Tensor:
 
 
 def build_views(size: int, names: Sequence[str], mean: Sequence[float], std: Sequence[float],
-                interpolation: str = "bicubic") -> tuple[WeakView, StrongView]:
+                interpolation: str = "bicubic", **strong: object) -> tuple[WeakView, StrongView]:
     """(weak, strong) of the data set.
 
-    `names` lists the strong view's parts in order; `center_crop` and `normalize` are accepted, since every view
-    ends with them. Raises InputError for an unknown name, and for a crop that does not come first.
+    `names` lists the strong view's parts in order, `strong` holds what else it takes; `center_crop` and `normalize` are
+    accepted, since every view ends with them. Raises InputError for an unknown name, and for a crop that does not come
+    first.
     """
     unknown = [name for name in names if name not in (CROP, *PARTS, "center_crop", "normalize")]
     if unknown:
         raise InputError(f"INPUT.TRANSFORMS: unknown {', '.join(unknown)}; valid: {', '.join((CROP, *PARTS))}")
     if CROP in names[1:]:
         raise InputError(f"INPUT.TRANSFORMS: {CROP} must come first, once; the other parts work on its result")
-    return WeakView(size, mean, std, interpolation), StrongView(size, names, mean, std, interpolation)
+    return WeakView(size, mean, std, interpolation), StrongView(size, names, mean, std, interpolation, **strong)

@@ -57,6 +57,7 @@ class TrainingSettings:
     scheduler: str | None  # see `build_scheduler`
     optimizer: str = "adamw"  # adamw, adam, sgd
     weight_decay: float = 0.01  # of tensors with two or more dimensions
+    decay_layernorm: bool = False  # and of the weights of LayerNorms
     momentum: float = 0.9  # of sgd
     warmup_epochs: int = 3
     warmup_lr: float | None = None  # rate of every group in epoch 0; None: a tenth of each group's own
@@ -145,11 +146,14 @@ def parameter_groups(trainable: Trainable, settings: TrainingSettings) -> list[d
 
     Tensors with fewer than two dimensions (biases, LayerNorms, sigma, stage weights) are not decayed, so a
     kind that has both comes as two groups of one name and rate. Prompts, [1, n, width], are decayed.
+    `decay_layernorm` decays the weights of LayerNorms too, as the original LaFTer does: its list of what is not
+    decayed names `bias` and `LayerNorm.weight`, and CLIP's are called `ln_1.weight`.
     """
     scales = {"adapter": settings.adapter_lr_scale, "fusion": settings.fusion_lr_scale}
     groups: dict[tuple[str, bool], dict[str, object]] = {}
-    for parameter, kind in trainable.values():
-        decay = parameter.ndim >= 2
+    for name, (parameter, kind) in trainable.items():
+        norm_weight = kind == "layernorm" and name.endswith("weight")
+        decay = parameter.ndim >= 2 or (norm_weight and settings.decay_layernorm)
         group = groups.setdefault((kind, decay), {
             "name": kind, "lr": settings.lr * scales.get(kind, 1.0),
             "weight_decay": settings.weight_decay if decay else 0.0, "params": []})
