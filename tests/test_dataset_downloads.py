@@ -185,6 +185,19 @@ def test_a_whole_folder(tmp_path):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a", "empty"]
 
 
+def test_a_folder_that_appears_at_the_last_moment_stays(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def be_late(source: Path, target: Path) -> None:
+        images(target, "theirs.jpg")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", be_late)
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "ours").touch()
+    assert files(tmp_path) == ["a/theirs.jpg"]
+
+
 def test_what_is_moved_last_comes_last(tmp_path, monkeypatch):
     images(tmp_path / "source", "a/images/1.jpg", "b.jpg")
     (tmp_path / "target").mkdir()

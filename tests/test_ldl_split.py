@@ -67,6 +67,7 @@ def test_without_the_file_a_split_is_drawn(read):
     (dict(imgname=names(*ORDER), train_ind=TRAIN, test_ind=np.arange(6)), "must hold imgname.*flags"),
     (dict(imgname=names(*ORDER), train_ind=TRAIN, test_ind=flags(0, 1, 0, 0, 0, 0)), "each of the 6.*4 and 1 are"),
     (dict(imgname=names(*ORDER), train_ind=TRAIN, test_ind=flags(0, 1, 0, 0, 1, 1)), "each of the 6.*4 and 3 are"),
+    (dict(imgname=names(*ORDER), train_ind=TRAIN, test_ind=flags(0, 1, 0, 0, 0, 1)), "each of the 6.*4 and 2 are"),
     (dict(imgname=names(11, 5, 4, 3, 2, 1), train_ind=TRAIN, test_ind=~TRAIN), "each of the 6.*3 and 2 are"),
 ])
 def test_a_split_that_cannot_be_right_is_refused(read, variables, match):
