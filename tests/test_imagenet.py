@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import runpy
 from pathlib import Path
 
@@ -108,8 +109,10 @@ def test_coops_places_of_the_variants(tmp_path, read_dataset, name, folder):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_eighty_percent_train_as_published(variant, name):
-    splits = variant(name)
+def test_eighty_percent_train_as_published(variant, name, caplog):
+    with caplog.at_level(logging.INFO):
+        splits = variant(name)
+    assert ("scored on all its images" in caplog.text) == (name == "imagenet_r")
     train, test = ({item.path for item in part} for part in (splits.train, splits.test))
     assert [sum(item.label == label for item in splits.train) for label in range(3)] == [8, 16, 24]
     if name == "imagenet_r":

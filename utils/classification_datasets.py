@@ -190,12 +190,13 @@ def open_torchvision(definition: Definition, root: Path, download: bool, **choic
     from torchvision import datasets  # only here: the import takes a second
 
     if download:
-        log.info("torchvision looks for %s in %s and downloads what is missing", definition.torchvision, root)
+        log.info("torchvision downloads %s", definition.torchvision)
     try:
         return getattr(datasets, definition.torchvision)(str(root), download=download, **choice)
     except (RuntimeError, OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"torchvision could not provide {definition.torchvision} in {root} ({reason}); get it from "
+        place = "" if download else f" in {root}"
+        raise InputError(f"torchvision could not provide {definition.torchvision}{place} ({reason}); get it from "
                          f"{definition.where} and set --root") from error
 
 
