@@ -190,7 +190,7 @@ def open_torchvision(definition: Definition, root: Path, download: bool, **choic
     from torchvision import datasets  # only here: the import takes a second
 
     if download:
-        log.info("torchvision downloads %s", definition.torchvision)
+        log.info("torchvision looks for %s and downloads what is missing", definition.torchvision)
     try:
         return getattr(datasets, definition.torchvision)(str(root), download=download, **choice)
     except (RuntimeError, OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
