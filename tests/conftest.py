@@ -125,10 +125,12 @@ def prepare(root, make_clip, make_cfg):
 
 @pytest.fixture
 def read_dataset(tmp_path):
-    """read_dataset(name, KEY, value, …) → the splits of a data set that the test wrote into its own folder."""
+    """read_dataset(name, KEY, value, …) → the splits of a data set of which the test wrote a part into its own
+    folder."""
 
     def load(name: str, *options: str) -> Splits:
         return load_dataset(load_config(name, options=["DATASET.ROOT", str(tmp_path), "DATASET.DOWNLOAD", "False",
-                                                       "DATASET.VAL_FRACTION", "0", *options]))
+                                                       "DATASET.VAL_FRACTION", "0", "DATASET.PARTIAL", "True",
+                                                       *options]))
 
     return load

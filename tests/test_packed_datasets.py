@@ -1,19 +1,17 @@
-"""Data sets with a layout of their own: CIFAR's packed images, ImageNet and its variants; absent data; class halves."""
+"""Data sets that are packed, downloaded, absent or not whole; class halves."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
-from layouts import images, told, write
+from layouts import images, told
 from PIL import Image
 
 from utils.classification_datasets import DEFINITIONS
-from utils.classification_readers import imagenet_categories
 from utils.config import load_config
 from utils.datasets import load_dataset
 from utils.demo_faces import draw_dataset
@@ -67,54 +65,6 @@ def test_a_damaged_cifar_leaves_nothing_half_written(tmp_path, read_dataset, cif
     with pytest.raises(InputError, match="CIFAR10.*corrupted.*--root"):
         read_dataset("cifar10")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py", "cifar-100-python"]
-
-
-# --- ImageNet and its variants ---------------------------------------------------------------------------------------
-
-WNIDS = [f"n{1440764 + 7 * i:08d}" for i in range(1000)]  # in the place of the real ones, which sort as the names do
-
-
-@pytest.mark.parametrize("below", ["images", "."])
-def test_imagenet(tmp_path, read_dataset, below):
-    write(tmp_path / "imagenet" / "classnames.txt", f"{WNIDS[1]} gold fish", f"{WNIDS[0]} tench")
-    for split, wnid, image in (("train", 0, "a"), ("train", 1, "b"), ("val", 1, "c"), ("val", 0, "d")):
-        images(tmp_path / "imagenet" / below, f"{split}/{WNIDS[wnid]}/{image}.JPEG")
-    splits = read_dataset("imagenet")
-    assert splits.classnames == ["tench", "gold fish"] and splits.val == []
-    assert [item.label for item in splits.train] == [0, 1]
-    assert [(item.path.name, item.label) for item in splits.test] == [("d.JPEG", 0), ("c.JPEG", 1)]
-
-
-@pytest.mark.parametrize("name, folder", [("imagenet_a", "imagenet-adversarial/imagenet-a"),
-                                          ("imagenet_a", "imagenet-a"),
-                                          ("imagenet_r", "imagenet-rendition/imagenet-r"), ("imagenet_r", "imagenet-r"),
-                                          ("imagenet_s", "imagenet-sketch/images"), ("imagenet_s", "sketch")])
-@pytest.mark.parametrize("source", ["synsets", "folders", "classnames"])
-def test_variants_of_imagenet_have_its_names(tmp_path, read_dataset, name, folder, source, caplog):
-    images(tmp_path / folder, f"{WNIDS[999]}/1.jpg", f"{WNIDS[2]}/2.jpg", f"{WNIDS[2]}/3.jpg")
-    expected = [imagenet_categories()[2], imagenet_categories()[999]]
-    if source == "synsets":
-        write(tmp_path / "imagenet" / "LOC_synset_mapping.txt", *(f"{wnid} name, other" for wnid in reversed(WNIDS)))
-    elif source == "folders":
-        for wnid in WNIDS:
-            (tmp_path / "imagenet" / "images" / "val" / wnid).mkdir(parents=True)
-    else:  # two classes of one name: torchvision's list tells them apart
-        names = ["missile" if i in (2, 5) else f"name {i}" for i in range(1000)]
-        write(tmp_path / "imagenet" / "classnames.txt", *(f"{wnid} {own}" for wnid, own in zip(WNIDS, names)))
-        expected[1] = "name 999"
-    with caplog.at_level(logging.INFO):
-        splits = read_dataset(name)
-    assert splits.classnames == expected
-    assert [item.label for item in splits.train] == [0, 0, 1] and splits.test == splits.train and splits.val == []
-    assert "no training split" in caplog.text
-    labelled = read_dataset(name, "TRAIN.SUPERVISION", "labels", "TEXT.SKIP", "True", "DATASET.TEST_FRACTION", "0.5")
-    assert len(labelled.test) == 1 and not {i.path for i in labelled.train} & {i.path for i in labelled.test}
-
-
-def test_unknown_names_of_imagenet_are_asked_for(tmp_path, read_dataset):
-    images(tmp_path / "imagenet-a", f"{WNIDS[7]}/1.jpg")
-    with pytest.raises(InputError, match=f"{WNIDS[7]}.*classnames.txt.*LOC_synset_mapping.txt"):
-        read_dataset("imagenet_a")
 
 
 # --- absent, empty ---------------------------------------------------------------------------------------------------

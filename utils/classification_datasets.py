@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-import os
-import shutil
+import tarfile
+import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,8 @@ from .classification_readers import (
 )
 from .data import Item, Splits
 from .errors import InputError
-from .readers import carve_splits, check_items, find_image, read_json
+from .files import move_in, whole_folder
+from .readers import carve_splits, check_complete, check_items, find_image, read_json
 
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
@@ -49,8 +52,11 @@ class Definition:
         places: (folder under ROOT, images folder in it), CoOp's first, then torchvision's.
         read: its annotation, where CoOp's split file is not there.
         where: where to get it.
+        classes: how many there are.
+        images: how many there are in all its splits, where every source of it has the same.
         split_file: CoOp's split.
-        torchvision: the class of torchvision.datasets that downloads it.
+        torchvision: the class of torchvision.datasets that downloads it, to the last of `places`.
+        needs: a package that its annotation takes.
         packed: the folder under ROOT in which torchvision keeps CIFAR's images in few files.
         names: readable names of classes that the files call otherwise.
     """
@@ -58,58 +64,65 @@ class Definition:
     places: tuple[tuple[str, str], ...]
     read: Callable[[Home, CfgNode], Listing]
     where: str
+    classes: int
+    images: int | None = None
     split_file: str = ""
     torchvision: str = ""
+    needs: str = ""
     packed: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
 
 
 DEFINITIONS = {
-    "caltech101": Definition(
+    "caltech101": Definition(  # as in CoOp without the background and the second crop of the faces
         (("caltech-101", "101_ObjectCategories"), ("caltech101", "101_ObjectCategories")), read_caltech101,
-        "https://data.caltech.edu/records/mzrjq-6wc02", "split_zhou_Caltech101.json", "Caltech101",
+        "https://data.caltech.edu/records/mzrjq-6wc02", 100, 8_242, "split_zhou_Caltech101.json", "Caltech101",
         names={"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}),
-    "cifar10": Definition((("cifar10", ""),), read_cifar, "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar10": Definition((("cifar10", ""),), read_cifar, "https://www.cs.toronto.edu/~kriz/cifar.html", 10, 60_000,
                           torchvision="CIFAR10", packed="cifar-10-batches-py"),
-    "cifar100": Definition((("cifar100", ""),), read_cifar, "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar100": Definition((("cifar100", ""),), read_cifar, "https://www.cs.toronto.edu/~kriz/cifar.html", 100, 60_000,
                            torchvision="CIFAR100", packed="cifar-100-python"),
     "dtd": Definition((("dtd", "images"), ("dtd/dtd", "images")), read_dtd,
-                      "https://www.robots.ox.ac.uk/~vgg/data/dtd/", "split_zhou_DescribableTextures.json", "DTD"),
+                      "https://www.robots.ox.ac.uk/~vgg/data/dtd/", 47, 5_640,
+                      "split_zhou_DescribableTextures.json", "DTD"),
     "eurosat": Definition(
-        (("eurosat", "2750"),), read_folders, "https://github.com/phelber/EuroSAT", "split_zhou_EuroSAT.json",
-        "EuroSAT",
+        (("eurosat", "2750"),), read_folders, "https://github.com/phelber/EuroSAT", 10, 27_000,
+        "split_zhou_EuroSAT.json", "EuroSAT",
         names={"AnnualCrop": "Annual Crop Land", "HerbaceousVegetation": "Herbaceous Vegetation Land",
                "Highway": "Highway or Road", "Industrial": "Industrial Buildings", "Pasture": "Pasture Land",
                "PermanentCrop": "Permanent Crop Land", "Residential": "Residential Buildings",
                "SeaLake": "Sea or Lake"}),
     "fgvc_aircraft": Definition((("fgvc_aircraft", "images"), ("fgvc-aircraft-2013b/data", "images")),
                                 read_fgvc_aircraft, "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
-                                torchvision="FGVCAircraft"),
+                                100, 10_000, torchvision="FGVCAircraft"),
     "food101": Definition((("food-101", "images"),), read_food101,
-                          "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", "split_zhou_Food101.json",
-                          "Food101"),
+                          "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", 101, 101_000,
+                          "split_zhou_Food101.json", "Food101"),
     "imagenet": Definition((("imagenet", "images"), ("imagenet", "")), read_imagenet,
-                           "https://www.image-net.org/download.php (ILSVRC2012; needs an account)"),
+                           "https://www.image-net.org/download.php (ILSVRC2012; needs an account)",
+                           1000, 1_281_167 + 50_000),
     "imagenet_a": Definition((("imagenet-adversarial", "imagenet-a"), ("imagenet-a", "")), read_imagenet_variant,
-                             "https://github.com/hendrycks/natural-adv-examples"),
+                             "https://github.com/hendrycks/natural-adv-examples", 200, 7_500),
     "imagenet_r": Definition((("imagenet-rendition", "imagenet-r"), ("imagenet-r", "")), read_imagenet_variant,
-                             "https://github.com/hendrycks/imagenet-r"),
+                             "https://github.com/hendrycks/imagenet-r", 200, 30_000),
     "imagenet_s": Definition((("imagenet-sketch", "images"), ("imagenet-sketch", "sketch"), ("sketch", "")),
-                             read_imagenet_variant, "https://github.com/HaohanWang/ImageNet-Sketch"),
+                             read_imagenet_variant, "https://github.com/HaohanWang/ImageNet-Sketch", 1000, 50_889),
     "oxford_flowers": Definition((("oxford_flowers", "jpg"), ("flowers-102", "jpg")), read_flowers,
-                                 "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-                                 "split_zhou_OxfordFlowers.json", "Flowers102"),
+                                 "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/", 102, 8_189,
+                                 "split_zhou_OxfordFlowers.json", "Flowers102", needs="scipy"),
     "oxford_pets": Definition((("oxford_pets", "images"), ("oxford-iiit-pet", "images")), read_pets,
-                              "https://www.robots.ox.ac.uk/~vgg/data/pets/", "split_zhou_OxfordPets.json",
-                              "OxfordIIITPet"),
+                              "https://www.robots.ox.ac.uk/~vgg/data/pets/", 37, 7_349,
+                              "split_zhou_OxfordPets.json", "OxfordIIITPet"),
     "stanford_cars": Definition(  # its first address is gone, and torchvision no longer downloads it
         (("stanford_cars", ""),), read_stanford_cars,
-        "CoOp's DATASETS.md (https://github.com/KaiyangZhou/CoOp) names a copy", "split_zhou_StanfordCars.json"),
-    "sun397": Definition((("sun397", "SUN397"), ("", "SUN397")), read_sun397,
-                         "https://vision.princeton.edu/projects/2010/SUN/", "split_zhou_SUN397.json", "SUN397"),
+        "CoOp's DATASETS.md (https://github.com/KaiyangZhou/CoOp) names a copy", 196, 16_185,
+        "split_zhou_StanfordCars.json"),
+    "sun397": Definition(  # 39,700 images in a split, 108,754 in the folders
+        (("sun397", "SUN397"), ("", "SUN397")), read_sun397,
+        "https://vision.princeton.edu/projects/2010/SUN/", 397, None, "split_zhou_SUN397.json", "SUN397"),
     "ucf101": Definition((("ucf101", "UCF-101-midframes"),), read_ucf101,
                          "middle frames as images: CoOp's DATASETS.md (https://github.com/KaiyangZhou/CoOp)",
-                         "split_zhou_UCF101.json"),
+                         101, 13_320, "split_zhou_UCF101.json"),
 }
 
 
@@ -127,8 +140,11 @@ def read_classification(cfg: CfgNode) -> Splits:
         home = find_home(definition, root)
     split_file = home.folder / definition.split_file
     if split_file.is_file():
-        return read_coop_split(name, home, split_file, definition.names)
-    return build_splits(cfg, home, definition.read(home, cfg), definition.names)
+        splits = read_coop_split(name, home, split_file, definition.names)
+    else:
+        splits = build_splits(cfg, home, definition.read(home, cfg), definition.names)
+    check_complete(cfg, splits, definition.classes, definition.images, definition.where)
+    return splits
 
 
 def find_home(definition: Definition, root: Path) -> Home | None:
@@ -142,15 +158,31 @@ def prepare(name: str, definition: Definition, root: Path, download: bool) -> No
 
     Raises FileNotFoundError for data that is not there and may or can not be downloaded, InputError if that fails.
     """
-    download = download and bool(definition.torchvision)
-    if not download and not (definition.packed and (root / definition.packed).is_dir()):
+    packed = bool(definition.packed) and (root / definition.packed).is_dir()
+    if not packed and not (download and definition.torchvision):
         folders = " nor ".join(str(root / folder) for folder, _ in definition.places)
         hint = "; or set DATASET.DOWNLOAD True" if definition.torchvision else ""
         raise FileNotFoundError(f"data set {name}: {folders} does not exist; get it from {definition.where} and set "
                                 f"--root{hint}")
-    if definition.packed:
-        return unpack_cifar(definition, root, download)
-    open_torchvision(definition, root, download)
+    if definition.needs and importlib.util.find_spec(definition.needs) is None:
+        raise InputError(f"torchvision's {definition.torchvision} needs {definition.needs}: pip install "
+                         f"{definition.needs}")
+    if packed:
+        return unpack_cifar(definition, root, root, download)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".part", dir=root) as temporary:
+        if definition.packed:
+            return unpack_cifar(definition, Path(temporary), root, download)
+        fetch(definition, Path(temporary), root)
+
+
+def fetch(definition: Definition, temporary: Path, root: Path) -> None:
+    """Download and unpack in a temporary folder, then move into `root` what is there whole, the images last. The
+    archive is left behind where torchvision puts it beside the data set's folder."""
+    open_torchvision(definition, temporary, download=True)
+    folder, images = definition.places[-1]
+    top = Path(folder, images).parts[0]
+    move_in(temporary / top, root / top, temporary / folder / images)
 
 
 def open_torchvision(definition: Definition, root: Path, download: bool, **choice: object) -> VisionDataset:
@@ -158,34 +190,29 @@ def open_torchvision(definition: Definition, root: Path, download: bool, **choic
     from torchvision import datasets  # only here: the import takes a second
 
     if download:
-        log.info("torchvision looks for %s in %s and downloads what is missing", definition.torchvision, root)
+        log.info("torchvision looks for %s and downloads what is missing", definition.torchvision)
     try:
         return getattr(datasets, definition.torchvision)(str(root), download=download, **choice)
-    except ModuleNotFoundError as error:
-        raise InputError(f"torchvision's {definition.torchvision} needs {error.name}: pip install {error.name}"
-                         ) from error
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"torchvision could not provide {definition.torchvision} in {root} ({reason}); get it from "
+        place = "" if download else f" in {root}"
+        raise InputError(f"torchvision could not provide {definition.torchvision}{place} ({reason}); get it from "
                          f"{definition.where} and set --root") from error
 
 
-def unpack_cifar(definition: Definition, root: Path, download: bool) -> None:
-    """Write CIFAR's images to {train,test}/<class>/<number>.png once: every other data set's images are files too."""
+def unpack_cifar(definition: Definition, source: Path, root: Path, download: bool) -> None:
+    """Write CIFAR's images to {train,test}/<class>/<number>.png once: every other data set's images are files too.
+    torchvision has them in `source`, or downloads them to there."""
     target = root / definition.places[0][0]
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
+    with whole_folder(target) as folder:
         for split in ("train", "test"):
-            dataset = open_torchvision(definition, root, download, train=split == "train")
-            folders = [partial / split / name for name in dataset.classes]
-            for folder in folders:
-                folder.mkdir(parents=True)
+            dataset = open_torchvision(definition, source, download, train=split == "train")
+            folders = [folder / split / name for name in dataset.classes]
+            for path in folders:
+                path.mkdir(parents=True)
             rows = enumerate(zip(dataset.data, dataset.targets))
             for number, (pixels, label) in tqdm(rows, desc=f"{target.name} {split}", total=len(dataset), leave=False):
                 Image.fromarray(pixels).save(folders[label] / f"{number:05d}.png", compress_level=1)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_coop_split(name: str, home: Home, path: Path, names: Mapping[str, str]) -> Splits:
@@ -215,11 +242,7 @@ def read_coop_split(name: str, home: Home, path: Path, names: Mapping[str, str])
 
 
 def build_splits(cfg: CfgNode, home: Home, listing: Listing, names: Mapping[str, str]) -> Splits:
-    """Splits from a listing; what it does not split is carved.
-
-    A data set that was made for evaluation only has one split. Label-free, it is tuned on the images that it is
-    scored on, as CoOp's readers and LaFTer's published figures have it; with true labels, a test split is carved.
-    """
+    """Splits from a listing; what it does not split is carved."""
     name = cfg.DATASET.NAME
     keys = list(listing.classes or sorted({key for rows in listing.splits.values() for _, key in rows}))
     classnames = [names.get(key, listing.names.get(key, key)) for key in keys]
@@ -235,9 +258,6 @@ def build_splits(cfg: CfgNode, home: Home, listing: Listing, names: Mapping[str,
                  labels[key], classnames[labels[key]]) for path, key in rows]
     if not listing.on_disk:
         check_items([item for part in items.values() for item in part])
-    if listing.test_only and cfg.TRAIN.SUPERVISION == "pseudo":
-        log.info("%s has no training split: tuned, without labels, on the images that it is scored on", name)
-        return Splits(name, home.images, classnames, items["train"], [], items["train"])
     if "val" in items:
         return Splits(name, home.images, classnames, items["train"], items["val"], items["test"])
     return carve_splits(cfg, name, home.images, classnames, items["train"], items.get("test"))

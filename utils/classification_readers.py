@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from yacs.config import CfgNode
 
+from .config import PROJECT
 from .errors import InputError
-from .readers import configured_classnames, existing, list_images, read_json, read_text
+from .readers import configured_classnames, existing, list_images, read_json, read_mat, read_text
 
-IMAGENET_CLASSES = 1000
+IMAGENET_CLASSNAMES = PROJECT / "configs" / "datasets" / "imagenet_classnames.txt"  # its origin: the .md beside it
+COOP_SPLIT = "put CoOp's split_zhou_*.json beside it"  # in place of a MATLAB file
 Rows = list[tuple[str, str]]  # (image below the images folder, class key)
 
 
@@ -34,14 +37,12 @@ class Listing:
         classes: the class keys in label order; None: sorted.
         names: readable names of class keys that are none themselves.
         on_disk: the rows were listed from the disk, so that their files need no check.
-        test_only: the data set was made for evaluation and has no training split.
     """
 
     splits: dict[str, Rows]
     classes: Sequence[str] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     on_disk: bool = False
-    test_only: bool = False
 
 
 def folder_rows(images: Path, prefix: str = "", skip: Sequence[str] = ()) -> Rows:
@@ -72,21 +73,6 @@ def _fields(path: Path, count: int) -> list[list[str]]:
             raise InputError(f"{path}, line {number}: {line!r} must have {count} fields")
         rows.append(words)
     return rows
-
-
-def read_mat(path: Path) -> dict:
-    """A MATLAB file. Raises InputError where scipy, which reads it, is not installed, or for a damaged file."""
-    existing("annotation", path)
-    try:
-        from scipy.io import loadmat  # only two data sets have such files: scipy is no requirement
-        from scipy.io.matlab import MatReadError
-    except ModuleNotFoundError as error:
-        raise InputError(f"{path} is a MATLAB file: pip install scipy, or put CoOp's split_zhou_*.json beside it"
-                         ) from error
-    try:
-        return loadmat(str(path), squeeze_me=True)
-    except (MatReadError, ValueError, TypeError, IndexError, OSError, EOFError) as error:
-        raise InputError(f"{path} is no MATLAB file ({error}); restore it") from error
 
 
 def read_folders(home: Home, cfg: CfgNode) -> Listing:
@@ -126,8 +112,8 @@ def read_food101(home: Home, cfg: CfgNode) -> Listing:
 def read_flowers(home: Home, cfg: CfgNode) -> Listing:
     """imagelabels.mat: the class 1 … 102 of image_00001.jpg and on; setid.mat: the numbers of each split's images.
     The classes' names are cat_to_name.json's or, without it, DATASET.CLASSNAMES."""
-    labels = np.ravel(read_mat(home.folder / "imagelabels.mat")["labels"]).tolist()
-    numbers = read_mat(home.folder / "setid.mat")
+    labels = np.ravel(read_mat(home.folder / "imagelabels.mat", COOP_SPLIT)["labels"]).tolist()
+    numbers = read_mat(home.folder / "setid.mat", COOP_SPLIT)
     keys = [str(label) for label in range(1, max(labels) + 1)]
     names_file = home.folder / "cat_to_name.json"
     names = read_json(names_file) if names_file.is_file() else dict(zip(keys, configured_classnames(cfg)))
@@ -151,10 +137,11 @@ def read_pets(home: Home, cfg: CfgNode) -> Listing:
 def read_stanford_cars(home: Home, cfg: CfgNode) -> Listing:
     """devkit/cars_meta.mat, devkit/cars_train_annos.mat and cars_test_annos_withlabels.mat. As in CoOp, the year
     comes first: 2012 Audi A5 Coupe."""
-    names = [str(name) for name in np.ravel(read_mat(home.folder / "devkit" / "cars_meta.mat")["class_names"])]
+    meta = read_mat(home.folder / "devkit" / "cars_meta.mat", COOP_SPLIT)
+    names = [str(name) for name in np.ravel(meta["class_names"])]
     splits = {}
     for split, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
-        annotations = np.ravel(read_mat(home.folder / file)["annotations"])
+        annotations = np.ravel(read_mat(home.folder / file, COOP_SPLIT)["annotations"])
         splits[split] = [(f"cars_{split}/{row['fname']}", str(int(row["class"]))) for row in annotations]
     return Listing(splits, [str(label) for label in range(1, len(names) + 1)], {
         str(label): " ".join([name.split()[-1], *name.split()[:-1]]) for label, name in enumerate(names, start=1)})
@@ -202,46 +189,25 @@ def read_imagenet(home: Home, cfg: CfgNode) -> Listing:
 
 
 def read_imagenet_variant(home: Home, cfg: CfgNode) -> Listing:
-    """<wnid>/* of ImageNet's classes or of some of them."""
+    """<wnid>/* of ImageNet's classes or of some of them, made for evaluation: DATASET.TEST_FRACTION and TEST_IMAGES
+    say what trains and what is scored."""
     rows = folder_rows(home.images)
     wnids = sorted({wnid for _, wnid in rows})
-    return Listing({"train": rows}, wnids, imagenet_names(home, cfg, wnids), on_disk=True, test_only=True)
+    return Listing({"train": rows}, wnids, imagenet_names(home, cfg, wnids), on_disk=True)
 
 
 def imagenet_names(home: Home, cfg: CfgNode, wnids: Sequence[str]) -> dict[str, str]:
-    """The name of each wnid: from CoOp's classnames.txt (lines `<wnid> <name>`), of this data set or of ImageNet, else
-    from torchvision's list of the 1,000 names, which stand in the order of the sorted wnids. Those come from the
-    folders here, from Kaggle's LOC_synset_mapping.txt, or from ImageNet's own folders. Raises InputError."""
+    """The name of each wnid: CLIP's, or what classnames.txt (lines `<wnid> <name>`, as CoOp's) of this data set or of
+    ImageNet says. A name that it gives to two classes, as CoOp's does with missile and sunglasses, is not taken.
+    Raises InputError for a wnid without a name."""
+    names = dict(_fields(IMAGENET_CLASSNAMES, 2))
     places = (home.folder, home.images, Path(cfg.DATASET.ROOT) / "imagenet")
     written = next((place / "classnames.txt" for place in places if (place / "classnames.txt").is_file()), None)
-    names = dict(_fields(written, 2)) if written else {}
-    complete = sorted(names) or sorted_wnids(places, wnids)
-    if len(complete) == IMAGENET_CLASSES:
-        listed = dict(zip(complete, imagenet_categories()))
-        given = list(names.values())  # some published lists call two classes missile and two sunglasses
-        names = {wnid: names[wnid] if wnid in names and given.count(names[wnid]) == 1 else listed[wnid]
-                 for wnid in complete}
+    given = dict(_fields(written, 2)) if written else {}
+    counts = Counter(given.values())
+    names |= {wnid: name for wnid, name in given.items() if counts[name] == 1 or wnid not in names}
     missing = [wnid for wnid in wnids if wnid not in names]
     if missing:
-        raise InputError(f"the name of ImageNet's class {missing[0]} is not known: put CoOp's classnames.txt or "
-                         f"Kaggle's LOC_synset_mapping.txt into {places[-1]} or {home.folder}")
+        raise InputError(f"{home.images / missing[0]} is none of ImageNet's 1,000 classes: remove the folder, or name "
+                         f"it in {home.folder / 'classnames.txt'} (a line `<wnid> <name>`)")
     return {wnid: names[wnid] for wnid in wnids}
-
-
-def sorted_wnids(places: Sequence[Path], wnids: Sequence[str]) -> list[str]:
-    """ImageNet's 1,000 wnids, from the first source that has them all; else none."""
-    for place in places:
-        if (place / "LOC_synset_mapping.txt").is_file():
-            return sorted(line.split()[0] for line in read_lines(place / "LOC_synset_mapping.txt"))
-    folders = [wnids]
-    for folder in (places[-1] / "images" / "train", places[-1] / "images" / "val", places[-1] / "train",
-                   places[-1] / "val"):
-        folders += [sorted(path.name for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
-    return next((sorted(found) for found in folders if len(found) == IMAGENET_CLASSES), [])
-
-
-def imagenet_categories() -> list[str]:
-    """ImageNet's 1,000 class names in label order, as torchvision's weights tell them; nothing is downloaded."""
-    from torchvision.models import ViT_B_32_Weights  # only here: it imports every model of torchvision
-
-    return ViT_B_32_Weights.IMAGENET1K_V1.meta["categories"]

@@ -31,6 +31,7 @@ CHOICES = {
     "DATASET.LABEL_SOURCE": ("votes", "keyword"),
     "DATASET.NEUTRAL": ("drop", "keep"),
     "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
+    "DATASET.TEST_IMAGES": ("held_out", "all"),
     "DATASET.DISTRIBUTION_STRATEGY": ("strategy1", "annotated", "json"),
     "OPTIM.NAME": ("adamw", "adam", "sgd"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
@@ -61,6 +62,8 @@ def default_config() -> CN:
     cfg.DATASET = CN(dict(
         NAME="", ROOT="data", DOWNLOAD=True, SPLIT_FILE="", TEST_FRACTION=0.3, VAL_FRACTION=0.1, NUM_SHOTS=-1,
         SUBSAMPLE_CLASSES="all",  # base: the first half of the classes; new: the second
+        PARTIAL=False,  # True: a part of a published data set is meant, its classes need not all be there
+        TEST_IMAGES="held_out",  # all: the images that train, without labels, are scored too
         CLASSNAMES=[],  # a list of names, or one text file with a name per line
         LABEL_SOURCE="votes", NEUTRAL="drop",
         DISTRIBUTION_STRATEGY="annotated", SIGMA_CONF=1.0, EPSILON=0.1, CIRCLE=[],
@@ -303,6 +306,9 @@ def check_config(cfg: CN) -> None:
                          "nothing to do")
     if cfg.TEXT.SKIP and cfg.TRAIN.SUPERVISION == "pseudo":
         raise InputError("without the text phase there is no pseudo-labeller: set TRAIN.SUPERVISION labels")
+    if cfg.DATASET.TEST_IMAGES == "all" and cfg.TRAIN.SUPERVISION == "labels":
+        raise InputError("DATASET.TEST_IMAGES all would score images on the labels that they were trained with: set it "
+                         "to held_out for TRAIN.SUPERVISION labels")
     if cfg.TRAIN.SUPERVISION == "pseudo" and (cfg.TRAIN.AUGMENT or cfg.TRAIN.TWO_CROPS):
         raise InputError("TRAIN.AUGMENT and TRAIN.TWO_CROPS (--enable_augmentation, --use_two_crops) are for "
                          "TRAIN.SUPERVISION labels; label-free training always shows the student the strong view")

@@ -42,6 +42,9 @@ def load_dataset(cfg: CfgNode) -> Splits:
     if cfg.DATASET.SPLIT_FILE:
         splits = load_splits(existing("split file", Path(cfg.DATASET.SPLIT_FILE)), splits.root)
     check_classnames(splits.classnames)
+    if cfg.DATASET.TEST_IMAGES == "all":
+        splits = replace(splits, test=list(dict.fromkeys([*splits.train, *splits.test])))
+        log.info("%s is scored on all its images: those that train, without labels, are among them", splits.name)
     if cfg.DATASET.NUM_SHOTS > 0:
         splits = replace(splits, train=few_shot(splits.train, cfg.DATASET.NUM_SHOTS, cfg.SEED))
     splits = subsample_classes(splits, cfg.DATASET.SUBSAMPLE_CLASSES)

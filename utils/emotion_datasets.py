@@ -10,11 +10,23 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from yacs.config import CfgNode
 
 from .data import Item, Splits
 from .errors import InputError
-from .readers import carve_splits, check_items, data_folder, existing, find_image, list_images, read_json, read_text
+from .readers import (
+    carve_splits,
+    check_complete,
+    check_items,
+    data_folder,
+    existing,
+    find_image,
+    list_images,
+    read_json,
+    read_mat,
+    read_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -138,14 +150,16 @@ def _emoset_items(root: Path, path: Path, classes: list[str]) -> list[Item]:
 
 
 def read_artphoto(cfg: CfgNode) -> Splits:
-    """ArtPhoto (Machajdik and Hanbury, MM 2010): ROOT/ArtPhoto/<emotion>_*.jpg. The names give the labels; there
-    are no votes."""
+    """ArtPhoto (Machajdik and Hanbury, MM 2010): 806 images, ROOT/ArtPhoto/<emotion>_*.jpg. The names give the labels;
+    there are no votes."""
     root = data_folder(cfg, *FOLDERS["artphoto"])
     items = []
     for path in list_images(root):
         emotion = _emotion(path.name.split("_")[0], MIKELS, str(path))
         items.append(Item(path, MIKELS.index(emotion), emotion))
-    return carve_splits(cfg, "artphoto", root, list(MIKELS), items, None)
+    splits = carve_splits(cfg, "artphoto", root, list(MIKELS), items, None)
+    check_complete(cfg, splits, len(MIKELS), 806, "https://www.imageemotion.org")
+    return splits
 
 
 def read_abstract(cfg: CfgNode) -> Splits:
@@ -155,13 +169,15 @@ def read_abstract(cfg: CfgNode) -> Splits:
 
 
 def read_flickr_ldl(cfg: CfgNode) -> Splits:
-    """Flickr_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Flickr_LDL: ground_truth.txt and images/."""
+    """Flickr_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Flickr_LDL: ground_truth.txt, images/ and, where it
+    is there, the official split in *config.mat."""
     root = data_folder(cfg, *FOLDERS["flickr_ldl"])
     return _read_voted(cfg, "flickr_ldl", root, root / "ground_truth.txt", root / "images")
 
 
 def read_twitter_ldl(cfg: CfgNode) -> Splits:
-    """Twitter_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Twitter_LDL: ground_truth.txt and images/."""
+    """Twitter_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Twitter_LDL: ground_truth.txt, images/ and, where it
+    is there, the official split in *config.mat."""
     root = data_folder(cfg, *FOLDERS["twitter_ldl"])
     return _read_voted(cfg, "twitter_ldl", root, root / "ground_truth.txt", root / "images")
 
@@ -172,13 +188,37 @@ def _read_voted(cfg: CfgNode, name: str, root: Path, table: Path, images: Path) 
     for where, image, votes in _vote_rows(existing("annotation", table)):
         label = votes.index(max(votes))
         ties += votes.count(max(votes)) > 1
-        if image and not Path(image).suffix:
-            image += ".jpg"  # a bare number
-        items.append(Item(find_image(images, image, where), label, MIKELS[label], _shares(votes)))
+        items.append(Item(find_image(images, _file_name(image), where), label, MIKELS[label], _shares(votes)))
     check_items(items)
     log.info("%s: %d images; for %d the most votes are tied, and the first class in order is the label", name,
              len(items), ties)
-    return carve_splits(cfg, name, root, list(MIKELS), items, None)
+    official = sorted(path for path in root.iterdir() if path.name.lower().endswith("config.mat"))
+    train, test = _official_split(official[0], items) if official else (items, None)
+    return carve_splits(cfg, name, root, list(MIKELS), train, test)
+
+
+def _official_split(path: Path, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """(train, test) as {flickr,twitter}_ldl_config.mat has them: `imgname`, an image in each row, and the flags of
+    these rows, `train_ind` and `test_ind`. Raises InputError for what does not fit."""
+    otherwise = "rename it, and a split is drawn"
+    table = read_mat(path, otherwise)
+    columns = [np.ravel(table.get(key, ())) for key in ("imgname", "train_ind", "test_ind")]
+    names, *flags = columns
+    if not len(names) or any(len(column) != len(names) or not set(column.tolist()) <= {0, 1} for column in flags):
+        raise InputError(f"{path} must hold imgname and as many flags, 0 or 1, in train_ind and test_ind: restore it, "
+                         f"or {otherwise}")
+    chosen = [{_file_name(str(name)) for name, flag in zip(names, column) if flag} for column in flags]
+    train, test = ([item for item in items if item.path.name in part] for part in chosen)
+    if chosen[0] & chosen[1] or len(train) + len(test) != len(items):
+        raise InputError(f"{path}: each of the {len(items)} images must be either in train_ind or in test_ind, and "
+                         f"{len(train)} and {len(test)} are: restore it, or {otherwise}")
+    log.info("%s: the official split, %d images to train and %d to test", path.name, len(train), len(test))
+    return train, test
+
+
+def _file_name(name: str) -> str:
+    """The file of an image that a table of votes may call by a bare number."""
+    return name if not name or Path(name).suffix else f"{name}.jpg"
 
 
 def _vote_rows(path: Path) -> Iterator[tuple[str, str, list[float]]]:

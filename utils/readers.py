@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
@@ -11,6 +12,8 @@ from yacs.config import CfgNode
 
 from .data import Item, Splits, carve, check_images
 from .errors import InputError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
@@ -43,6 +46,24 @@ def read_json(path: Path) -> object:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is no valid JSON ({error}); restore it") from error
+
+
+def read_mat(path: Path, otherwise: str) -> dict:
+    """A MATLAB file. Raises InputError where scipy, which reads it, is not installed, and says what serves
+    `otherwise`; and for a file that scipy cannot read."""
+    existing("annotation", path)
+    try:
+        from scipy.io import loadmat  # few data sets have such files: scipy is no requirement
+        from scipy.io.matlab import MatReadError
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path} is a MATLAB file: pip install scipy, or {otherwise}") from error
+    try:
+        return loadmat(str(path), squeeze_me=True)
+    except NotImplementedError as error:
+        raise InputError(f"{path} is a MATLAB file of version 7.3, which scipy does not read: save it anew with "
+                         f"MATLAB's or Octave's save -v7, or {otherwise}") from error
+    except (MatReadError, ValueError, TypeError, IndexError, OSError, EOFError) as error:
+        raise InputError(f"{path} is no MATLAB file ({error}); restore it") from error
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -88,3 +109,20 @@ def carve_splits(cfg: CfgNode, name: str, root: Path, classnames: list[str], tra
         train, test = carve(train, cfg.DATASET.TEST_FRACTION, cfg.SEED)
     train, val = carve(train, cfg.DATASET.VAL_FRACTION, cfg.SEED)
     return Splits(name, root, classnames, train, val, test)
+
+
+def check_complete(cfg: CfgNode, splits: Splits, classes: int, images: int | None, where: str) -> None:
+    """InputError for a published data set without images of all its `classes`, as a half-unpacked archive leaves it;
+    one warning where only the number of its images is another. DATASET.PARTIAL True: a part is meant."""
+    if cfg.DATASET.PARTIAL:
+        return
+    items = [*splits.train, *splits.val, *splits.test]
+    found = sorted({item.label for item in items})
+    if len(found) != classes:
+        names = ", ".join([*(splits.classnames[label] for label in found[:5]), *(["…"] if len(found) > 5 else [])])
+        raise InputError(f"{splits.name}: {splits.root} has images of {len(found)} classes ({names}) where {classes} "
+                         f"belong: remove it and unpack it anew (from {where}), or set DATASET.PARTIAL True for a "
+                         "part of it")
+    if images and len(items) != images:
+        log.warning("%s: %s has %s images where %s belong: its figures do not compare with others'",
+                    splits.name, splits.root, f"{len(items):,}", f"{images:,}")
