@@ -37,6 +37,7 @@ from utils.data import Splits, ViewLoader, build_loader, load_splits, order_clas
 from utils.datasets import load_dataset
 from utils.errors import InputError
 from utils.flags import Flags, parse_flags
+from utils.images import summarise_unreadable
 from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
 from utils.metrics import score
@@ -179,8 +180,7 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
     for split, loader in evaluation.items():
         outputs = plain_features(clip_model, loader, split)
         if outputs["unreadable"]:
-            log.warning("%s: %d images could not be read and are left out: %s", split, len(outputs["unreadable"]),
-                        "; ".join(outputs["unreadable"]))
+            log.warning("%s, left out: %s", split, summarise_unreadable(outputs["unreadable"]))
         references[split] = (outputs["features"] @ classifier.cpu().t()).argmax(1)
         for name, weight in classifiers.items():
             probabilities = (outputs["features"] @ weight.cpu().t()).softmax(-1)

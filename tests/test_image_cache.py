@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pickle
@@ -16,6 +17,7 @@ from PIL import Image
 from utils.data import Item, build_loader, read_image
 from utils.errors import InputError
 from utils.image_cache import ImageCache
+from utils.images import Decoding
 from utils.transforms import build_views
 
 ALL = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")
@@ -100,7 +102,7 @@ def test_only_the_name_travels_to_another_process(items, tmp_path):
 def test_unreadable_images_are_counted_and_leave_no_file(items, tmp_path):
     for item in items[2:4]:  # headers that are whole, and nothing behind them
         item.path.write_bytes(item.path.read_bytes()[:700])
-    with pytest.raises(InputError, match=f"{items[2].path.name}.*replace or remove it \\(2 such images\\)"):
+    with pytest.raises(InputError, match=f"2 images cannot be read: .*{items[2].path.name}.*ON_ERROR skip"):
         columns(items, ImageCache(tmp_path / "cache", GB))
     assert not list((tmp_path / "cache").iterdir())
 
@@ -132,7 +134,7 @@ def test_skipped_images_are_marked_and_read_again(items, tmp_path):
         assert all(torch.equal(cached[name], plain[name]) for name in (*VIEWS, "label", "index"))
     images = ImageCache(tmp_path / "cache", GB).open(paths, WEAK, seen.append, "skip")
     assert not seen and [images[index] is None for index in range(6)] == [False, False, True, True, True, False]
-    with pytest.raises(InputError, match="cannot read image .*3 such images"):
+    with pytest.raises(InputError, match="3 images cannot be read: .*DATALOADER.ON_ERROR skip"):
         ImageCache(tmp_path / "other", GB).open(paths, WEAK, read_image)
 
 
@@ -187,3 +189,39 @@ def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(items, tmp_path
     with pytest.raises(InputError, match="No space left.*make room"):
         ImageCache(tmp_path / "cache", GB).open(paths, WEAK, read_image)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_is_cached_is_found_without_a_look_into_any_image(items, tmp_path, monkeypatch):
+    """The shapes, which differ from image to image, lie in the cache; beyond the cap a weak view needs no header."""
+    paths = [item.path for item in items]
+    built = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
+    monkeypatch.setattr("utils.image_cache.image_shape", lambda *_: pytest.fail("a header was read"))
+    found = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
+    assert np.array_equal(found.shapes, built.shapes) and len({tuple(shape) for shape in found.shapes}) > 5
+    assert all(np.array_equal(found[index], built[index]) for index in range(12))
+    assert ImageCache(tmp_path / "other", 10).open(paths, WEAK, read_image) is None
+
+
+def test_a_damaged_file_is_made_anew(items, tmp_path, caplog):
+    paths = [item.path for item in items]
+    built = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
+    whole, pixels = built.path.read_bytes(), np.array(built[7])
+    for damaged in (whole[:-5], whole[:60], b"nonsense", b""):
+        built.path.write_bytes(damaged)
+        again = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
+        assert np.array_equal(again[7], pixels) and again.path.read_bytes() == whole
+    assert caplog.text.count("is damaged") == 4
+
+
+def test_turned_images_are_cached_apart_in_their_own_shape(tmp_path):
+    """A photograph of 40 × 20 px held upright, with the orientation that a phone writes."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "phone.jpg"
+    Image.new("RGB", (40, 20), "green").save(path, exif=exif)
+    cache = ImageCache(tmp_path / "cache", GB)
+    for turned, shape in ((True, (40, 20, 3)), (False, (20, 40, 3))):
+        decoding = Decoding(exif=turned)
+        images = cache.open([path], STRONG, functools.partial(read_image, decoding=decoding), "raise", decoding)
+        assert images[0].shape == shape
+    assert len(list((tmp_path / "cache").iterdir())) == 2

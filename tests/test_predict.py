@@ -15,6 +15,7 @@ from trainers.predict import ImageFiles, find_files
 from utils.data import Item, Splits, ViewLoader, build_loader, order_classes
 from utils.demo_faces import draw_dataset
 from utils.errors import InputError
+from utils.images import Decoding
 from utils.record import read_rows
 from utils.transforms import build_views
 
@@ -179,7 +180,7 @@ def test_classes_in_another_order_keep_their_images_and_shares(tmp_path):
 def test_files_are_seen_as_in_evaluation(place):
     weak, _ = build_views(48, [], (0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
     files = sorted((place / "photos" / "train").iterdir())
-    (seen,) = ViewLoader(ImageFiles([*files, place / "absent.png"], weak), batch_size=len(files) + 1)
+    (seen,) = ViewLoader(ImageFiles([*files, place / "absent.png"], weak, Decoding()), batch_size=len(files) + 1)
     views = build_loader([Item(file, 0, "") for file in files], {"weak": weak}, 5, 0).load(range(len(files)))["weak"]
     assert torch.equal(seen["weak"][:-1], views) and len(views) == len(files) > 5
     assert seen["error"][:-1] == [""] * len(files) and "absent.png" in seen["error"][-1]

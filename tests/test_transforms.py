@@ -21,7 +21,7 @@ from utils.augment import (
     luma,
 )
 from utils.errors import InputError
-from utils.transforms import build_views
+from utils.transforms import _shortened, build_views
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ALL = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")
@@ -244,3 +244,26 @@ def test_a_batch_changes_no_image():
     strong._finish(together, images, params)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert torch.equal(strong.finish(images[7:9], params[7:9]), alone[7:9])
+
+
+@pytest.mark.parametrize("size", [(33, 700), (700, 33), (64, 65), (31, 31), (1, 32), (32, 1), (20, 641)])
+def test_the_weak_view_is_torchvisions_for_every_ordinary_shape(size):
+    """Up to 32 times as long as wide: nothing is cut off before it is resized."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    weak, _ = build_views(32, (), MEAN, STD)
+    theirs = v2.Compose([v2.Resize(32, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(32)])(image)
+    assert np.array_equal(weak.prepare(image), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_very_long_line_costs_little_and_shows_its_middle(transpose):
+    """1 × 30,000 px: whole, at 224 px it would be 224 × 6,720,000."""
+    pixels = np.zeros((1, 30_000, 3), dtype=np.uint8)
+    pixels[0, 14_990:15_010] = np.arange(20, dtype=np.uint8)[:, None] * 10
+    image = Image.fromarray(pixels.transpose(1, 0, 2).copy() if transpose else pixels)
+    weak, strong = build_views(224, ALL, MEAN, STD)
+    assert max(_shortened(image).size) == 32  # of what is resized
+    expected = image.crop((0, 14_980, 1, 15_020) if transpose else (14_980, 0, 15_020, 1))  # 40 px about the middle
+    expected = v2.Compose([v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224)])(expected)
+    assert np.array_equal(weak.prepare(image), np.asarray(expected))
+    assert strong.prepare(image).nbytes == 90_000

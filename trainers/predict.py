@@ -20,7 +20,7 @@ from clip.model import CLIP
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.data import PARAMS, ViewLoader
 from utils.errors import InputError
-from utils.images import read_image
+from utils.images import Decoding, choose_decoding, read_image
 from utils.readers import IMAGE_SUFFIXES, read_text
 from utils.record import write_text
 from utils.transforms import WeakView, build_views
@@ -86,8 +86,8 @@ def find_files(path: Path) -> list[Path]:
 class ImageFiles(Dataset):
     """Files as `ImageDataset` gives them, view `weak`, each with its `error`: why it could not be read, or nothing."""
 
-    def __init__(self, files: Sequence[Path], view: WeakView):
-        self.files, self.views = list(files), {"weak": view}
+    def __init__(self, files: Sequence[Path], view: WeakView, decoding: Decoding):
+        self.files, self.views, self.decoding = list(files), {"weak": view}, decoding
 
     def __len__(self) -> int:
         return len(self.files)
@@ -95,7 +95,7 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> dict[str, object]:
         view, message = self.views["weak"], ""
         try:
-            pixels = view.prepare(read_image(self.files[index]))
+            pixels = view.prepare(read_image(self.files[index], self.decoding))
         except InputError as error:
             pixels, message = np.zeros(view.stored_shape(1, 1), dtype=np.uint8), str(error)
         image, params = view.sample(pixels, np.random.default_rng(0))
@@ -113,7 +113,8 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
     size = model.clip.visual.input_resolution
     weak, _ = build_views(size, [], cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.INTERPOLATION)
     batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
-    loader = ViewLoader(ImageFiles(files, weak), model.adapter.weight.device, batch_size=batch_size,
+    images = ImageFiles(files, weak, choose_decoding(cfg, own=True))
+    loader = ViewLoader(images, model.adapter.weight.device, batch_size=batch_size,
                         num_workers=min(cfg.DATALOADER.NUM_WORKERS, -(-len(files) // batch_size)))
     names = iter(files)
     for batch in tqdm(loader, desc="prediction", leave=False):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.checkpoint import load_checkpoint, pack, unpack
 from utils.errors import InputError
+from utils.images import summarise_unreadable
 from utils.interrupt import Interrupts
 from utils.rng import rng_state, set_rng_state
 from utils.utils import Tunable
@@ -97,11 +98,11 @@ class Training:
             torch.manual_seed(torch.initial_seed() + distributed.rank())
 
     def note_unreadable(self, messages: Sequence[str]) -> None:
-        """Keep what was said of images that cannot be read; say it once."""
-        for message in messages:
-            if message not in self.unreadable:
-                log.warning("left out: %s", message)
-                self.unreadable.append(message)
+        """Keep what was said of images that cannot be read; say it once, in one line."""
+        new = [message for message in dict.fromkeys(messages) if message not in self.unreadable]
+        if new:
+            log.warning("left out: %s", summarise_unreadable(new))
+            self.unreadable += new
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What the optimiser steps."""

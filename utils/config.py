@@ -36,6 +36,7 @@ CHOICES = {
     "OPTIM.NAME": ("adamw", "adam", "sgd"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
     "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
+    "INPUT.EXIF": ("auto", "apply", "ignore"),
     "INPUT.CROP_INTERPOLATION": ("bicubic", "bilinear"),
     "TRAINER.SETTINGS": ("tuned", "published"),
     "DATALOADER.ON_ERROR": ("raise", "skip"),
@@ -70,6 +71,8 @@ def default_config() -> CN:
         TEMPLATES=["a photo of a {}."], DESCRIPTIONS="", TEXT_FEATURES="", TEXT_FEATURES_TEMPLATE=""))
     cfg.INPUT = CN(dict(
         SIZE=None,  # None: the checkpoint's; an int or a pair of equal ints
+        EXIF="auto",  # turn photographs as their EXIF orientation says; auto: those of `folder` and --predict
+        MAX_PIXELS=178_956_970,  # larger images are refused: a small file may hold a huge one
         INTERPOLATION="bicubic",  # of the weak view
         CROP_INTERPOLATION="bilinear",  # of the strong view's crop
         SOURCE_SCALE=2.3,  # that crop is cut from the image reduced to this many times SIZE on its short side
@@ -278,7 +281,7 @@ def check_config(cfg: CN) -> None:
         if not values[key] > 0:
             raise InputError(f"{key} is {values[key]}; it must be above 0")
     for key in ("OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE",
-                "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ",
+                "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ", "INPUT.MAX_PIXELS",
                 "INPUT.SOURCE_SCALE"):
         if values[key] < 1:
             raise InputError(f"{key} is {values[key]}; it must be at least 1")

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from .errors import InputError
 from .image_cache import CachedImages, ImageCache
-from .images import read_image
+from .images import AS_SEEN, Decoding, read_image
 from .transforms import WeakView
 
 UNKNOWN = -1  # the label of an image without one
@@ -146,17 +147,18 @@ class ImageDataset(Dataset):
 
     Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch, the
     index and the view's name alone, so neither the order nor the number of workers or processes changes an image.
-    `cache` spares the decoding where it has the room. An image that cannot be read is an InputError or, with
-    `on_error` `skip`, a sample that only says why: `unreadable`.
+    `cache` spares the decoding where it has the room; `decoding` is how files are read. An image that cannot be read is
+    an InputError or, with `on_error` `skip`, a sample that only says why: `unreadable`.
     """
 
     def __init__(self, items: Sequence[Item], views: dict[str, WeakView], seed: int = 0, on_error: str = "raise",
-                 cache: ImageCache | None = None):
+                 cache: ImageCache | None = None, decoding: Decoding = AS_SEEN):
         self.items, self.views, self.seed, self.on_error = list(items), views, seed, on_error
+        self.read = partial(read_image, decoding=decoding)
         self.annotated = bool(items) and all(item.distribution is not None for item in items)
         self.cached: dict[str, CachedImages] = {}
         for view in {view.source: view for view in views.values()}.values() if cache and items else ():
-            images = cache.open([item.path for item in items], view, read_image, on_error)
+            images = cache.open([item.path for item in items], view, self.read, on_error, decoding)
             if images is not None:
                 self.cached[view.source] = images
 
@@ -173,7 +175,7 @@ class ImageDataset(Dataset):
         except InputError as error:
             if self.on_error == "skip":
                 return {"unreadable": str(error)}
-            raise
+            raise InputError(f"{error}, or leave such images out: DATALOADER.ON_ERROR skip") from error
         for name, view in self.views.items():
             rng = np.random.default_rng([self.seed, epoch, index, *name.encode()])
             sample[name], sample[name + PARAMS] = view.sample(prepared[view.source], rng)
@@ -184,7 +186,7 @@ class ImageDataset(Dataset):
 
     def _prepare(self, view: WeakView, index: int) -> np.ndarray:
         pixels = self.cached[view.source][index] if view.source in self.cached else None
-        return view.prepare(read_image(self.items[index].path)) if pixels is None else pixels
+        return view.prepare(self.read(self.items[index].path)) if pixels is None else pixels
 
 
 class ViewLoader(DataLoader):
@@ -253,7 +255,8 @@ def leave_ctrl_c_to_the_main_process(_: int) -> None:
 
 def build_loader(items: Sequence[Item], views: dict[str, WeakView], batch_size: int, workers: int, seed: int = 0,
                  shuffle: bool = False, shard: tuple[int, int] = (0, 1), on_error: str = "raise",
-                 cache: ImageCache | None = None, device: torch.device | str = "cpu") -> ViewLoader:
+                 cache: ImageCache | None = None, device: torch.device | str = "cpu",
+                 decoding: Decoding = AS_SEEN) -> ViewLoader:
     """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch.
 
     `batch_size` is that of all processes together; see `EpochSampler` for `shard`. Raises InputError for a batch that
@@ -264,7 +267,7 @@ def build_loader(items: Sequence[Item], views: dict[str, WeakView], batch_size: 
         raise InputError(f"a batch of {batch_size} cannot be divided over {processes} processes: raise --batch_size "
                          "and DATALOADER.TEST.BATCH_SIZE, or start fewer")
     workers = min(workers, -(-len(items) // batch_size))  # a worker without a batch would only cost its start
-    return ViewLoader(ImageDataset(items, views, seed, on_error, cache), device,
+    return ViewLoader(ImageDataset(items, views, seed, on_error, cache, decoding), device,
                       batch_size=len(range(rank, batch_size, processes)), num_workers=workers,
                       sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), collate_fn=collate,
                       persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),

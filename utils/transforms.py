@@ -25,6 +25,8 @@ CROP = "random_resized_crop"
 PARTS = {"random_flip": RandomFlip, "color_jitter": ColorJitter, "random_grayscale": RandomGrayscale,
          "gaussian_blur": GaussianBlur}
 
+LONGEST = 32  # times its short side: an image's part beyond is cut off before a centre crop
+
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
@@ -53,13 +55,18 @@ class WeakView:
         """Names what `prepare` makes: views of the same source share it."""
         return f"weak-{self.size}-{self.interpolation}"
 
+    @property
+    def fixed_shape(self) -> tuple[int, int, int] | None:
+        """The shape of what `prepare` makes of any image; None where that depends on the image."""
+        return self.size, self.size, 3
+
     def stored_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape of what `prepare` makes of an image of this size."""
         return self.size, self.size, 3
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """RGB image → uint8 pixels [height, width, 3]."""
-        return np.asarray(self.resize(image))
+        return np.asarray(self.resize(_shortened(image)))
 
     def sample(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Prepared pixels → (uint8 [size, size, 3], parameters [num_params])."""
@@ -110,6 +117,10 @@ class StrongView(WeakView):
     def source(self) -> str:
         return f"source-{self.limit}-lanczos" if self.crops else super().source
 
+    @property
+    def fixed_shape(self) -> tuple[int, int, int] | None:
+        return None if self.crops else super().fixed_shape
+
     def stored_shape(self, height: int, width: int) -> tuple[int, int, int]:
         if not self.crops:
             return super().stored_shape(height, width)
@@ -134,6 +145,15 @@ class StrongView(WeakView):
     def _augment(self, x: Tensor, params: Tensor) -> None:
         for part, own in zip(self.parts, params.split([part.size for part in self.parts], 1)):
             part(x, own.tolist())
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    """The middle of a very long image, where a centre crop will come from: resized whole, a line of 1 × 30,000 px would
+    take 6.8 GB at 224 px."""
+    long = LONGEST * min(image.size)
+    width, height = (min(side, long + (side - long) % 2) for side in image.size)  # an even part falls off: as centred
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height)) if image.size != (width, height) else image
 
 
 def _resize(pixels: np.ndarray, size: int, interpolation: str) -> Tensor:
