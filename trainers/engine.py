@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from utils.checkpoint import INTERRUPTED, epoch_path, prune, save_checkpoint
 from utils.data import UNKNOWN
-from utils.errors import InputError, TrainingError
+from utils.errors import InputError, SystemFailure, TrainingError
 from utils.interrupt import Interrupted
 from utils.metrics import score
 from utils.record import Run
@@ -40,7 +40,7 @@ def predict(model: Tunable, loader: DataLoader, what: str = "evaluation",
     device = model.adapter.weight.device
 
     def probabilities(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        prediction = model(batch["weak"].to(device, non_blocking=True))
+        prediction = model(batch["weak"].to(device))
         if monitor:
             monitor.update(prediction, model.adapter, batch["label"])
         return {"probabilities": prediction.logits.softmax(-1)}
@@ -75,7 +75,8 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
     progress, sampler, sums = training.progress, loader.sampler, Counter(training.progress.sums)
     begin, accumulate = time.perf_counter() - progress.seconds, cfg.OPTIM.ACCUMULATE
     sampler.epoch, sampler.start = training.epoch, progress.step
-    batches, images, gradients = iter(loader), 0, GradientMonitor(training.model, progress.gradients)
+    batches = distributed.agree(lambda: iter(loader))
+    images, gradients = 0, GradientMonitor(training.model, progress.gradients)
     bar = tqdm(total=sampler.batches, initial=progress.step, leave=False, **distributed.bar_settings(),
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
     with training.interrupts.deferred(), bar:
@@ -146,7 +147,7 @@ def summarise_epoch(training: Training) -> dict[str, object]:
     if training.teacher and sums["known"]:
         row["pseudo_label_accuracy"] = sums["right"] / sums["known"]
     if training.progress.unreadable:
-        row["unreadable"] = list(training.progress.unreadable)
+        row["unreadable"] = list(dict.fromkeys(training.progress.unreadable))
     return row
 
 
@@ -178,7 +179,7 @@ def step_loss(model: Tunable, objective: Objective, labels: Tensor, batch: dict[
     """The parts of the loss on the student's views of a batch, each the mean over the views."""
     views = [batch[name] for name in ("strong", "strong2") if name in batch] or [batch["weak"]]
     device = model.adapter.weight.device
-    per_view = [objective(model(view.to(device, non_blocking=True)), labels, batch) for view in views]
+    per_view = [objective(model(view.to(device)), labels, batch) for view in views]
     return {name: sum(parts[name] for parts in per_view) / len(views) for name in per_view[0]}
 
 
@@ -229,7 +230,8 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
     (before the first step), `last` and `best`: the epoch with the highest validation accuracy, the first of equals;
     without labelled validation images, the last. The test split is scored and never selects.
 
-    A signal saves the epoch under way, or what is left of it to score, and raises Interrupted.
+    A signal saves the epoch under way, or what is left of it to score, and raises Interrupted; so does a failure of
+    the machine between two steps, which raises SystemFailure.
     """
     try:
         if not training.rows:
@@ -240,7 +242,7 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
             row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
             with training.interrupts.deferred():
                 end_epoch(training, row, cfg, run)
-    except Interrupted:
+    except (Interrupted, SystemFailure):
         if training.progress.step and distributed.is_main():
             with training.interrupts.deferred():
                 save_checkpoint(run.checkpoints / INTERRUPTED, training.state_dict())

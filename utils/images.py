@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .errors import InputError
+from .errors import InputError, SystemFailure
+from .failures import plain_errors
 
 # what Pillow raises for damaged files
 DAMAGED_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
@@ -18,8 +19,10 @@ DAMAGED_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, Arith
 def read_image(path: Path) -> Image.Image:
     """The image in RGB; InputError that names a file which cannot be decoded."""
     try:
-        with Image.open(path) as image:
+        with plain_errors(), Image.open(path) as image:
             return image.convert("RGB")
+    except SystemFailure:  # too many open files, for one: the image is not to blame
+        raise
     except DAMAGED_IMAGE as error:
         raise InputError(f"cannot read image {path} ({error}); replace or remove it") from error
 
