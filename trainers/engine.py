@@ -31,7 +31,8 @@ from .training import Progress, Training
 
 log = logging.getLogger(__name__)
 
-COUNTS = ("images", "known", "right", "grad_norm", "steps")  # sums beside those of the loss and its parts
+COUNTS = ("images", "known", "right", "grad_norm", "steps", "skipped_steps")  # sums beside the loss and its parts
+MAX_SKIPPED = 20  # steps in a row that fp16's scaler may leave out: from 65,536 its scale is then at 1/16
 
 
 def predict(model: Tunable, loader: DataLoader, what: str = "evaluation",
@@ -67,7 +68,8 @@ def evaluate(model: Tunable, loaders: dict[str, DataLoader],
 
 def train_one_epoch(training: Training, objective: Objective, loader: DataLoader, cfg: CfgNode) -> dict[str, object]:
     """One pass over the training images, or the rest of an interrupted one; returns the means over the images of the
-    loss and its parts, over the steps of the gradient's norm and, where labels exist, the pseudo-labels' accuracy.
+    loss and its parts, over the steps of the gradient's norm and, where labels exist, the pseudo-labels' accuracy;
+    and `skipped_steps`, how many steps fp16's scaler left out, if any.
 
     A signal ends it after a step of the optimiser, with Interrupted; `training.progress` then tells how far it came.
     Raises TrainingError for a loss or a gradient that is not finite.
@@ -90,8 +92,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
             if (step + 1) % accumulate == 0 or step + 1 == sampler.batches:
                 if images:
                     norm = finish_gradients(training, gradients, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
-                    if math.isfinite(norm):
-                        sums.update(grad_norm=norm, steps=1)
+                    sums.update({"grad_norm": norm, "steps": 1} if math.isfinite(norm) else {"skipped_steps": 1})
                     update(training)
                 images = 0
                 progress.advance(step + 1, sums, time.perf_counter() - begin)
@@ -144,6 +145,8 @@ def summarise_epoch(training: Training) -> dict[str, object]:
            if name not in COUNTS}
     if sums["steps"]:
         row["grad_norm"] = sums["grad_norm"] / sums["steps"]
+    if sums["skipped_steps"]:
+        row["skipped_steps"] = sums["skipped_steps"]
     if training.teacher and sums["known"]:
         row["pseudo_label_accuracy"] = sums["right"] / sums["known"]
     if training.progress.unreadable:
@@ -196,19 +199,22 @@ def finish_gradients(training: Training, monitor: GradientMonitor, limit: float,
     """Add up the processes' gradients, let the monitor measure them and scale them down to the norm `limit` (0: not);
     returns the norm before.
 
-    Raises TrainingError for a norm that is not finite, except in fp16, where the scaler then leaves the step out.
+    Raises TrainingError for a norm that is not finite. In fp16 the scaler then leaves the step out and lowers its
+    scale, and only MAX_SKIPPED such steps in a row are an error.
     """
     parameters = training.parameters()
     distributed.sum_gradients(parameters)
     training.scaler.unscale_(training.optimizer)
     monitor.update()
     norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf).item()
-    if math.isfinite(norm) or training.scaler.is_enabled():
+    training.skipped = 0 if math.isfinite(norm) else training.skipped + 1
+    if math.isfinite(norm) or training.scaler.is_enabled() and training.skipped < MAX_SKIPPED:
         return norm
     kinds = {group["name"]: None for group in training.optimizer.param_groups for parameter in group["params"]
              if parameter.grad is not None and not torch.isfinite(parameter.grad).all()}
     parts = ", ".join(f"{name} {batch[name] / batch['images']:.4g}" for name in batch if name not in COUNTS)
-    raise TrainingError(_not_finite(f"the gradient of {', '.join(kinds)}", f"loss: {parts}", training, step))
+    what = f"fp16 left out {MAX_SKIPPED} steps in a row: " if training.scaler.is_enabled() else ""
+    raise TrainingError(_not_finite(f"{what}the gradient of {', '.join(kinds)}", f"loss: {parts}", training, step))
 
 
 def check_loss(batch: Counter, training: Training, step: int) -> None:
@@ -292,6 +298,7 @@ def summarise(row: dict) -> str:
     parts = [f"{name} {row[name]:.4f}" for name in ("loss", "consistency") if name in row]
     if "pseudo_label_accuracy" in row:
         parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %")
+    parts += [f"{row['skipped_steps']} steps left out"] if "skipped_steps" in row else []
     parts += [f"{split} {100 * row[split]['top1']:.1f} %" for split in ("val", "test") if "top1" in row.get(split, {})]
     parts += [f"{split} {name} {100 * row[split][name]:.1f} %" for split in ("val", "test")
               for name in ("agreement", "confidence") if name in row.get(split, {})]
