@@ -79,8 +79,8 @@ def test_batch_files_are_plain(path):
     assert content.endswith(b"\r\n") and content.count(b"\n") == content.count(b"\r\n") == content.count(b"\r")
     lines = re.sub(r"\^\n", "", path.read_text(encoding="ascii")).splitlines()
     assert lines[0] == "@echo off"
-    known = {"@echo", "rem", "setlocal", "set", "call", "if", "for", "goto", ":own", ":install", ":refuse", "cd", "echo",
-             "del", "exit", '"%PY%"'}
+    known = {"@echo", "rem", "setlocal", "set", "call", "if", "for", "goto", ":own", ":install", ":refuse", "cd",
+             "echo", "del", "exit", '"%PY%"'}
     assert {line.split()[0] for line in lines} <= known
     assert not any(word in line for line in lines if not line.startswith("rem") for word in
                    ("pause", "powershell", "timeout", "enabledelayedexpansion"))
@@ -227,7 +227,7 @@ def fake_python(path: Path, body: str) -> Path:
     return path
 
 
-OLD = 'if [ "$1" = -c ]; then exec "%s" -c "import sys; sys.version_info = (3, 9, 2); $2"; fi' % sys.executable
+OLD = f'if [ "$1" = -c ]; then exec "{sys.executable}" -c "import sys; sys.version_info = (3, 9, 2); $2"; fi'
 
 
 @pytest.mark.skipif(os.name == "nt", reason="its stand-ins for Python are shell scripts")
