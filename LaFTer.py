@@ -35,7 +35,8 @@ from utils.checkpoint import drop_later, find_checkpoint, find_latest, keep_best
 from utils.config import default_config, flatten, load_config, read_yaml
 from utils.data import Splits, ViewLoader, build_loader, load_splits, order_classes
 from utils.datasets import load_dataset
-from utils.errors import InputError
+from utils.errors import InputError, SystemFailure
+from utils.failures import plain_errors
 from utils.flags import Flags, parse_flags
 from utils.images import summarise_unreadable
 from utils.interrupt import Interrupted, Interrupts
@@ -272,14 +273,18 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
 def exit_with_message(program: Callable[[], object]) -> None:
     """Run a program; what the user can mend ends it with one line and exit status 1, a signal with 128 + its number.
 
-    Of several processes that all meet the same, the first speaks.
+    Of several processes that all meet the same, the first speaks; a failure that has its cause here is known to no
+    other.
     """
     try:
-        program()
+        with plain_errors():
+            program()
     except distributed.USER_ERRORS as error:
         # an error from a loader's process arrives with that process's traceback; its last line is the message
         message = str(error).strip().splitlines()[-1]
-        sys.exit(f"error: {message.removeprefix('utils.errors.InputError: ')}" if distributed.is_main() else 1)
+        message = message.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        own = isinstance(error, SystemFailure) and error.__cause__ is not None
+        sys.exit(f"error: {message}" if distributed.is_main() or own else 1)
     except Interrupted as stop:
         if distributed.is_main():
             sys.stderr.write(f"{stop}; the same command with --resume auto goes on\n")

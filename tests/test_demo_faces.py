@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +75,37 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         draw_dataset(tmp_path / "demo", train_per_class=1, test_per_class=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs file modes")
+def test_drawn_folders_are_open_as_the_users_others_are(tmp_path):
+    before = os.umask(0o027)
+    try:
+        draw_dataset(tmp_path / "demo", train_per_class=1, test_per_class=1)
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert {mode for name, mode in modes.items() if name.endswith((".png", ".json"))} == {0o640}
+    assert [modes[name] for name in ("demo", "demo/images", "demo/images/train")] == [0o750] * 3
+
+
+def test_two_first_runs_at_once(tmp_path):
+    """Both wait until both have begun; the slower one finds the faster one's faces and takes them."""
+    program = ("import pathlib, sys, time\nfrom utils import demo_faces, datasets\n"
+               "from utils.config import load_config\n"
+               "draw, place = demo_faces.draw_dataset, pathlib.Path(sys.argv[1])\n"
+               "def small(root):\n"
+               "    (place / ('begun' + sys.argv[2])).touch()\n"
+               "    while len(list(place.glob('begun*'))) < 2: time.sleep(0.01)\n"
+               "    draw(root, train_per_class=30, test_per_class=2)\n"
+               "datasets.draw_dataset = small\n"
+               "splits = datasets.load_dataset(load_config('demo', options=['DATASET.ROOT', str(place / 'data')]))\n"
+               "print(len(splits.train) + len(splits.val), len(splits.test))\n")
+    started = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), number], cwd=DESCRIPTIONS.parents[2],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in "12"]
+    for said, errors in [process.communicate(timeout=120) for process in started]:
+        assert said.split() == ["180", "12"], errors
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["demo"]
 
 
 def test_distributions_lead_clearly_most_of_the_time():

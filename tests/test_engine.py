@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny_run import assert_same
 from trainers.engine import choose_labels, evaluate, fit, predict, step_loss, train_one_epoch, update
@@ -198,6 +199,64 @@ def test_half_precision_trains(prepare, trainer, precision):
     after = tuned_state(parts.model)
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in after.values())
     assert not [name for name in after if torch.equal(after[name], before[name])]
+
+
+class Overflowing(Objective):
+    """A loss that is finite, with a gradient that is not, in the steps that `bad` names."""
+
+    bad, calls = range(10 ** 6), 0
+
+    def __call__(self, *args):
+        parts = super().__call__(*args)
+        self.calls += 1
+        if self.calls - 1 in self.bad:
+            parts["cross_entropy"].register_hook(lambda gradient: gradient * float("inf"))
+        return parts
+
+
+def test_fp16_that_leaves_out_every_step_stops_by_name(prepare, tmp_path):
+    parts = prepare("LaFTer", {"MODEL.PRECISION": "fp16", "OPTIM.MAX_EPOCH": 50}, Overflowing)
+    before = tuned_state(parts.model)
+    with pytest.raises(TrainingError, match="fp16 left out 20 steps in a row: .*gradient of .*prompts.*epoch 5, step 4:"
+                                            ".*learning rates: .*--lr.*MODEL.PRECISION fp32") as caught:
+        fit_in(tmp_path / "run", parts)
+    assert type(caught.value) is TrainingError
+    rows = Run(tmp_path / "run", resume=True).rows()
+    assert [row.get("skipped_steps") for row in rows] == [None, 4, 4, 4, 4] and "grad_norm" not in rows[1]
+    assert_same(tuned_state(parts.model), before)
+    assert parts.training.scaler.get_scale() == 65_536 / 2 ** 19
+
+
+def test_fp16_counts_the_steps_that_it_leaves_out(prepare, tmp_path, caplog):
+    """Eighteen of every twenty, which is no error: the scale may yet fit."""
+    class Mostly(Overflowing):
+        bad = [step for step in range(40) if step % 20 < 18]
+
+    caplog.set_level("INFO")
+    parts = prepare("LaFTer", {"MODEL.PRECISION": "fp16", "OPTIM.MAX_EPOCH": 6}, Mostly)
+    run, rows = fit_in(tmp_path / "run", parts)
+    assert [row.get("skipped_steps") for row in run.rows()] == [None, 4, 4, 4, 4, 2, 4]
+    assert ["grad_norm" in row for row in run.rows()] == [False] * 5 + [True, False]
+    assert "epoch 5/6: " in caplog.text and "2 steps left out" in caplog.text
+
+
+def test_copies_are_asynchronous_to_cuda_alone(prepare):
+    """Elsewhere (MPS) such a copy may read memory that is in use for something else by then. The meta device stands
+    for all that are neither."""
+    class Copies(TorchDispatchMode):
+        found = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten._to_copy and (kwargs or {}).get("device") == torch.device("meta"):
+                self.found.append(kwargs.get("non_blocking", False))
+            return func(*args, **(kwargs or {}))
+
+    loader = prepare("LaFTer").loaders["train"]
+    assert not loader.pin_memory
+    loader.device = torch.device("meta")
+    with Copies() as copies:
+        next(iter(loader))
+    assert copies.found and not any(copies.found)
 
 
 def test_two_crops_are_averaged(prepare):

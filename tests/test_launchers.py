@@ -79,7 +79,8 @@ def test_batch_files_are_plain(path):
     assert content.endswith(b"\r\n") and content.count(b"\n") == content.count(b"\r\n") == content.count(b"\r")
     lines = re.sub(r"\^\n", "", path.read_text(encoding="ascii")).splitlines()
     assert lines[0] == "@echo off"
-    known = {"@echo", "rem", "setlocal", "set", "call", "if", "for", "goto", ":own", "cd", "echo", "exit", '"%PY%"'}
+    known = {"@echo", "rem", "setlocal", "set", "call", "if", "for", "goto", ":own", ":install", ":refuse", "cd",
+             "echo", "del", "exit", '"%PY%"'}
     assert {line.split()[0] for line in lines} <= known
     assert not any(word in line for line in lines if not line.startswith("rem") for word in
                    ("pause", "powershell", "timeout", "enabledelayedexpansion"))
@@ -216,6 +217,58 @@ def test_an_environment_is_made_once_in_the_projects_folder(project, tmp_path):
         arguments, _, prefix = json.loads(done.stdout.splitlines()[-1])
         assert arguments[-1] == "demo" and Path(prefix) == project / ".venv"
     assert "once" in first.stdout and "once" not in second.stdout
+
+
+def fake_python(path: Path, body: str) -> Path:
+    """A program that stands in for Python: `body` in sh, else the real one goes on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\n{body}\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+OLD = f'if [ "$1" = -c ]; then exec "{sys.executable}" -c "import sys; sys.version_info = (3, 9, 2); $2"; fi'
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its stand-ins for Python are shell scripts")
+@pytest.mark.parametrize("variable", ["PATH", "PYTHON", "LAFTER_PYTHON", ".venv"])
+def test_a_python_that_is_too_old_is_refused(project, tmp_path, variable):
+    place = project / ".venv" / "bin" / "python" if variable == ".venv" else tmp_path / "old" / "python3"
+    old = str(fake_python(place, OLD))
+    chosen = {"PATH": {"PATH": f"{place.parent}:{os.environ['PATH']}"}, "PYTHON": {"PYTHON": old}}.get(variable, {})
+    done = start(project / "scripts" / "LaFTer.sh", cwd=tmp_path, **chosen,
+                 python=old if variable == "LAFTER_PYTHON" else None)
+    assert done.returncode == 1 and "runs no Python 3.10 or newer" in done.stderr and done.stdout == ""
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert (project / ".venv").exists() == (variable == ".venv")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its stand-ins for Python are shell scripts")
+@pytest.mark.parametrize("cut", ["making", "no pip", "no python", "lost python", "installing"])
+def test_a_half_made_environment_is_made_anew(project, tmp_path, cut):
+    """What is left where the first start was cut off, or where a system's update took Python away."""
+    script, venv = project / "scripts" / "LaFTer.sh", project / ".venv"
+    if cut == "making":
+        broken = fake_python(tmp_path / "python3", 'if [ "$2" = venv ]; then mkdir -p "$3/bin"; '
+                                                   'cp /bin/false "$3/bin/python"; exit 1; fi')
+        first = start(script, cwd=tmp_path, python=None, PYTHON=str(broken))
+        assert first.returncode == 1 and "the next start tries again" in first.stderr
+        assert (venv / "bin" / "python").exists()
+    elif cut == "no pip":
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    elif cut == "no python":
+        venv.mkdir()
+    elif cut == "lost python":
+        (venv / "bin").mkdir(parents=True)
+        (venv / "bin" / "python").symlink_to(tmp_path / "gone")
+    else:
+        (project / "requirements.txt").write_text("./absent-folder\n", encoding="utf-8")
+        assert start(script, cwd=tmp_path, python=None, PYTHON=sys.executable).returncode != 0
+        (project / "requirements.txt").write_text("", encoding="utf-8")
+    done = start(script, "demo", cwd=tmp_path, python=None, PYTHON=sys.executable)
+    assert done.returncode == 0, done.stderr
+    assert Path(json.loads(done.stdout.splitlines()[-1])[2]) == venv and not (venv / "unfinished").exists()
+    subprocess.run([str(venv / "bin" / "python"), "-m", "pip", "--version"], check=True, capture_output=True)
 
 
 def test_an_interpreter_that_is_none_is_named(project, tmp_path):

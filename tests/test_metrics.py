@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils import metrics
 from utils.errors import InputError
@@ -123,6 +124,54 @@ def test_score_of_labelled_images():
 def test_a_record_holds_no_huge_confusion_matrix():
     for classes, there in ((128, True), (129, False)):
         assert ("confusion_matrix" in metrics.score(torch.eye(classes), torch.arange(classes))) == there
+
+
+class WholeTables(TorchDispatchMode):
+    """Lists the operations that read or make a tensor of `size` elements."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size, self.seen = size, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [value for value in (*args, result) if isinstance(value, torch.Tensor)]
+        if any(tensor.numel() == self.size for tensor in tensors):
+            self.seen.append((func.name(), isinstance(result, torch.Tensor) and result.numel() == self.size))
+        return result
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_table_is_read_few_times_and_never_copied(labelled):
+    """50,000 images of 1,000 classes are 200 MB, and are scored in every epoch."""
+    probs = torch.rand(60, 50).softmax(1)
+    labels, reference = torch.arange(60) % 50 if labelled else torch.full((60,), -1), probs.argmax(1)
+    with WholeTables(60 * 50) as tables:
+        metrics.score(probs, labels, reference=reference)
+    reads = [name for name, whole in tables.seen if name != "aten::detach"]
+    assert 1 <= len(reads) <= 3 and not any(whole for name, whole in tables.seen if name != "aten::detach"), tables.seen
+
+
+def test_many_classes_against_counting_one_by_one():
+    """One class leads with a known share, the others have equal parts of the rest."""
+    rng = np.random.default_rng(0)
+    images, classes, bins = 400, 300, 15
+    predicted, confidence = rng.integers(classes, size=images), rng.uniform(0.05, 0.999, images)
+    labels = np.where(rng.random(images) < 0.6, predicted, rng.integers(classes, size=images))
+    probs = np.repeat(((1 - confidence) / (classes - 1))[:, None], classes, 1)
+    probs[np.arange(images), predicted] = confidence
+    gaps, f1 = [0.0] * bins, []
+    for p, c, y in zip(predicted, confidence, labels):
+        gaps[next(b for b in range(bins) if b / bins < c <= (b + 1) / bins)] += (p == y) - c
+    for k in sorted({*predicted.tolist(), *labels.tolist()}):
+        hits = sum((predicted == k) & (labels == k))
+        f1.append(2 * hits / (sum(predicted == k) + sum(labels == k)))
+    got = metrics.score(torch.from_numpy(probs), torch.from_numpy(labels))
+    assert got["ece"] == pytest.approx(sum(map(abs, gaps)) / images, rel=1e-9)
+    assert got["macro_f1"] == pytest.approx(np.mean(f1), rel=1e-9)
+    assert got["top1"] == pytest.approx((predicted == labels).mean(), rel=1e-12)
+    assert metrics.score(torch.from_numpy(probs).float(), torch.from_numpy(labels))["ece"] == pytest.approx(
+        got["ece"], abs=1e-6)
 
 
 def test_score_leaves_out_unlabelled_images():

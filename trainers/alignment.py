@@ -22,7 +22,7 @@ def fit_alignment(model: MultiLayerLaFTer, loader: DataLoader, ridge: float) -> 
         if "weak" not in batch:  # no image of the batch could be read
             continue
         for micro in micro_batches(batch):
-            images = micro["weak"].to(visual.proj.device, non_blocking=True)
+            images = micro["weak"].to(visual.proj.device)
             final, stage_outputs = visual.forward_multi_stage_prompts(images)
             moments.update(visual.project(model.nga(stage_outputs)).float(), final.float())
     moments.sums = distributed.add_up(distributed.gather(dict(moments.sums)))

@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clip import ClipError
-from utils.errors import InputError, TrainingError
+from utils.errors import InputError, SystemFailure, TrainingError
+from utils.failures import plain_errors
 
 T = TypeVar("T")
 USER_ERRORS = (InputError, ClipError, FileNotFoundError, TrainingError)
@@ -95,7 +96,7 @@ def process_group(device: str) -> Iterator[None]:
 
 
 def gather(value: T) -> list[T]:
-    """Every process's value, by rank. Raises TrainingError where another one has ended."""
+    """Every process's value, by rank. Raises SystemFailure where another one has ended."""
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()
@@ -115,12 +116,13 @@ def add_up(shares: Sequence[dict[str, float | Tensor]]) -> Counter:
 def exchange(work: Callable[[], tuple[T, object]]) -> tuple[T, list]:
     """Call `work`, which returns (what stays in this process, what all are told).
 
-    Returns (the former, the latter of every process by rank). Where it fails on any with bad input, all raise the
-    error of the first that failed.
+    Returns (the former, the latter of every process by rank). Where it fails on any with bad input or for the machine
+    (`plain_errors`), all raise the error of the first that failed.
     """
     own = told = failure = None
     try:
-        own, told = work()
+        with plain_errors():
+            own, told = work()
     except USER_ERRORS as error:
         if world_size() == 1:
             raise
@@ -173,7 +175,10 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 @contextlib.contextmanager
 def _lost_process() -> Iterator[None]:
     try:
-        yield
+        with plain_errors():  # a loader's process that dies is told of wherever this one is
+            yield
+    except SystemFailure:
+        raise
     except RuntimeError as error:  # torch.distributed's own errors are all of this kind
-        raise TrainingError("another process of this run has ended or answers no more; its message says why. Go on "
+        raise SystemFailure("another process of this run has ended or answers no more; its message says why. Go on "
                             "with --resume auto") from error

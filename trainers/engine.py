@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from utils.checkpoint import INTERRUPTED, epoch_path, prune, save_checkpoint
 from utils.data import UNKNOWN
-from utils.errors import InputError, TrainingError
+from utils.errors import InputError, SystemFailure, TrainingError
 from utils.interrupt import Interrupted
 from utils.metrics import score
 from utils.record import Run
@@ -31,7 +31,8 @@ from .training import Progress, Training
 
 log = logging.getLogger(__name__)
 
-COUNTS = ("images", "known", "right", "grad_norm", "steps")  # sums beside those of the loss and its parts
+COUNTS = ("images", "known", "right", "grad_norm", "steps", "skipped_steps")  # sums beside the loss and its parts
+MAX_SKIPPED = 20  # steps in a row that fp16's scaler may leave out: from 65,536 its scale is then at 1/16
 
 
 def predict(model: Tunable, loader: DataLoader, what: str = "evaluation",
@@ -40,7 +41,7 @@ def predict(model: Tunable, loader: DataLoader, what: str = "evaluation",
     device = model.adapter.weight.device
 
     def probabilities(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        prediction = model(batch["weak"].to(device, non_blocking=True))
+        prediction = model(batch["weak"].to(device))
         if monitor:
             monitor.update(prediction, model.adapter, batch["label"])
         return {"probabilities": prediction.logits.softmax(-1)}
@@ -67,7 +68,8 @@ def evaluate(model: Tunable, loaders: dict[str, DataLoader],
 
 def train_one_epoch(training: Training, objective: Objective, loader: DataLoader, cfg: CfgNode) -> dict[str, object]:
     """One pass over the training images, or the rest of an interrupted one; returns the means over the images of the
-    loss and its parts, over the steps of the gradient's norm and, where labels exist, the pseudo-labels' accuracy.
+    loss and its parts, over the steps of the gradient's norm and, where labels exist, the pseudo-labels' accuracy;
+    and `skipped_steps`, how many steps fp16's scaler left out, if any.
 
     A signal ends it after a step of the optimiser, with Interrupted; `training.progress` then tells how far it came.
     Raises TrainingError for a loss or a gradient that is not finite.
@@ -75,7 +77,8 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
     progress, sampler, sums = training.progress, loader.sampler, Counter(training.progress.sums)
     begin, accumulate = time.perf_counter() - progress.seconds, cfg.OPTIM.ACCUMULATE
     sampler.epoch, sampler.start = training.epoch, progress.step
-    batches, images, gradients = iter(loader), 0, GradientMonitor(training.model, progress.gradients)
+    batches = distributed.agree(lambda: iter(loader))
+    images, gradients = 0, GradientMonitor(training.model, progress.gradients)
     bar = tqdm(total=sampler.batches, initial=progress.step, leave=False, **distributed.bar_settings(),
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
     with training.interrupts.deferred(), bar:
@@ -89,8 +92,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: DataLoader
             if (step + 1) % accumulate == 0 or step + 1 == sampler.batches:
                 if images:
                     norm = finish_gradients(training, gradients, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
-                    if math.isfinite(norm):
-                        sums.update(grad_norm=norm, steps=1)
+                    sums.update({"grad_norm": norm, "steps": 1} if math.isfinite(norm) else {"skipped_steps": 1})
                     update(training)
                 images = 0
                 progress.advance(step + 1, sums, time.perf_counter() - begin)
@@ -143,10 +145,12 @@ def summarise_epoch(training: Training) -> dict[str, object]:
            if name not in COUNTS}
     if sums["steps"]:
         row["grad_norm"] = sums["grad_norm"] / sums["steps"]
+    if sums["skipped_steps"]:
+        row["skipped_steps"] = sums["skipped_steps"]
     if training.teacher and sums["known"]:
         row["pseudo_label_accuracy"] = sums["right"] / sums["known"]
     if training.progress.unreadable:
-        row["unreadable"] = list(training.progress.unreadable)
+        row["unreadable"] = list(dict.fromkeys(training.progress.unreadable))
     return row
 
 
@@ -178,7 +182,7 @@ def step_loss(model: Tunable, objective: Objective, labels: Tensor, batch: dict[
     """The parts of the loss on the student's views of a batch, each the mean over the views."""
     views = [batch[name] for name in ("strong", "strong2") if name in batch] or [batch["weak"]]
     device = model.adapter.weight.device
-    per_view = [objective(model(view.to(device, non_blocking=True)), labels, batch) for view in views]
+    per_view = [objective(model(view.to(device)), labels, batch) for view in views]
     return {name: sum(parts[name] for parts in per_view) / len(views) for name in per_view[0]}
 
 
@@ -195,19 +199,22 @@ def finish_gradients(training: Training, monitor: GradientMonitor, limit: float,
     """Add up the processes' gradients, let the monitor measure them and scale them down to the norm `limit` (0: not);
     returns the norm before.
 
-    Raises TrainingError for a norm that is not finite, except in fp16, where the scaler then leaves the step out.
+    Raises TrainingError for a norm that is not finite. In fp16 the scaler then leaves the step out and lowers its
+    scale, and only MAX_SKIPPED such steps in a row are an error.
     """
     parameters = training.parameters()
     distributed.sum_gradients(parameters)
     training.scaler.unscale_(training.optimizer)
     monitor.update()
     norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf).item()
-    if math.isfinite(norm) or training.scaler.is_enabled():
+    training.skipped = 0 if math.isfinite(norm) else training.skipped + 1
+    if math.isfinite(norm) or training.scaler.is_enabled() and training.skipped < MAX_SKIPPED:
         return norm
     kinds = {group["name"]: None for group in training.optimizer.param_groups for parameter in group["params"]
              if parameter.grad is not None and not torch.isfinite(parameter.grad).all()}
     parts = ", ".join(f"{name} {batch[name] / batch['images']:.4g}" for name in batch if name not in COUNTS)
-    raise TrainingError(_not_finite(f"the gradient of {', '.join(kinds)}", f"loss: {parts}", training, step))
+    what = f"fp16 left out {MAX_SKIPPED} steps in a row: " if training.scaler.is_enabled() else ""
+    raise TrainingError(_not_finite(f"{what}the gradient of {', '.join(kinds)}", f"loss: {parts}", training, step))
 
 
 def check_loss(batch: Counter, training: Training, step: int) -> None:
@@ -229,7 +236,8 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
     (before the first step), `last` and `best`: the epoch with the highest validation accuracy, the first of equals;
     without labelled validation images, the last. The test split is scored and never selects.
 
-    A signal saves the epoch under way, or what is left of it to score, and raises Interrupted.
+    A signal saves the epoch under way, or what is left of it to score, and raises Interrupted; so does a failure of
+    the machine between two steps, which raises SystemFailure.
     """
     try:
         if not training.rows:
@@ -240,7 +248,7 @@ def fit(training: Training, objective: Objective, train_loader: DataLoader, eval
             row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
             with training.interrupts.deferred():
                 end_epoch(training, row, cfg, run)
-    except Interrupted:
+    except (Interrupted, SystemFailure):
         if training.progress.step and distributed.is_main():
             with training.interrupts.deferred():
                 save_checkpoint(run.checkpoints / INTERRUPTED, training.state_dict())
@@ -290,6 +298,7 @@ def summarise(row: dict) -> str:
     parts = [f"{name} {row[name]:.4f}" for name in ("loss", "consistency") if name in row]
     if "pseudo_label_accuracy" in row:
         parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %")
+    parts += [f"{row['skipped_steps']} steps left out"] if "skipped_steps" in row else []
     parts += [f"{split} {100 * row[split]['top1']:.1f} %" for split in ("val", "test") if "top1" in row.get(split, {})]
     parts += [f"{split} {name} {100 * row[split][name]:.1f} %" for split in ("val", "test")
               for name in ("agreement", "confidence") if name in row.get(split, {})]

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 from utils.data import Splits, ViewLoader, build_loader
 from utils.image_cache import ImageCache
 from utils.images import choose_decoding
+from utils.shared_memory import affordable_workers, batch_bytes
 from utils.transforms import build_views
 
 from . import distributed
@@ -32,11 +33,13 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device 
     if cfg.DATALOADER.CACHE_GB:
         folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
         cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
-    build = functools.partial(build_loader, workers=cfg.DATALOADER.NUM_WORKERS, shard=distributed.shard(),
-                              on_error=cfg.DATALOADER.ON_ERROR, cache=cache, device=device,
-                              decoding=choose_decoding(cfg, own=cfg.DATASET.NAME == "folder"))
-    batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
-    loaders = {"train": build(splits.train, views, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=cfg.SEED, shuffle=True),
+    train_size, batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TEST.BATCH_SIZE
+    needed = max(batch_bytes(views.values(), train_size), batch_bytes([weak], batch_size))
+    build = functools.partial(build_loader, workers=affordable_workers(cfg.DATALOADER.NUM_WORKERS, needed),
+                              shard=distributed.shard(), on_error=cfg.DATALOADER.ON_ERROR, cache=cache, device=device,
+                              decoding=choose_decoding(cfg, own=cfg.DATASET.NAME == "folder"),
+                              timeout=cfg.DATALOADER.TIMEOUT)
+    loaders = {"train": build(splits.train, views, train_size, seed=cfg.SEED, shuffle=True),
                "plain": build(splits.train, {"weak": weak}, batch_size)}
     for split in ("val", "test"):
         items = getattr(splits, split)

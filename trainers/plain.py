@@ -16,7 +16,7 @@ def plain_features(clip_model: CLIP, loader: DataLoader, what: str = "features")
     device = clip_model.visual.proj.device
 
     def features(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        images = batch["weak"].to(device, non_blocking=True)
+        images = batch["weak"].to(device)
         return {"features": F.normalize(clip_model.encode_image(images).float(), dim=-1)}
 
     return collect(loader, features, what)

@@ -23,6 +23,7 @@ from utils.errors import InputError
 from utils.images import Decoding, choose_decoding, read_image
 from utils.readers import IMAGE_SUFFIXES, read_text
 from utils.record import write_text
+from utils.shared_memory import affordable_workers, batch_bytes
 from utils.transforms import WeakView, build_views
 from utils.utils import Tunable
 
@@ -113,9 +114,10 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
     size = model.clip.visual.input_resolution
     weak, _ = build_views(size, [], cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.INTERPOLATION)
     batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
-    images = ImageFiles(files, weak, choose_decoding(cfg, own=True))
-    loader = ViewLoader(images, model.adapter.weight.device, batch_size=batch_size,
-                        num_workers=min(cfg.DATALOADER.NUM_WORKERS, -(-len(files) // batch_size)))
+    workers = min(affordable_workers(cfg.DATALOADER.NUM_WORKERS, batch_bytes([weak], batch_size)),
+                  -(-len(files) // batch_size))
+    loader = ViewLoader(ImageFiles(files, weak, choose_decoding(cfg, own=True)), model.adapter.weight.device, workers,
+                        cfg.DATALOADER.TIMEOUT, batch_size=batch_size)
     names = iter(files)
     for batch in tqdm(loader, desc="prediction", leave=False):
         probabilities = torch.cat([model(micro["weak"]).logits.softmax(-1).cpu() for micro in micro_batches(batch)])

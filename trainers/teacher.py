@@ -53,7 +53,7 @@ class Teacher:
                 raise InputError("an image can be read now that could not be when the pseudo-labels were made; start "
                                  "anew, or use PSEUDO_LABEL.TEACHER shared")
             return labels
-        images = batch["weak"].to(device, non_blocking=True)
+        images = batch["weak"].to(device)
         weights = self.average if self.mode == "ema" else {}
         features = functional_call(self.clip.visual, weights, (images,))
         return (F.normalize(features.float(), dim=-1) @ self.classifier.t()).argmax(1)

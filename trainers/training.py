@@ -53,6 +53,7 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     rows: dict[str, dict] = field(default_factory=dict)  # of the record: `untrained`, `last`, `best` on validation
     unreadable: list[str] = field(default_factory=list)  # of the whole run, each once
+    skipped: int = 0  # steps in a row, up to the last, that fp16's scaler left out; a new start counts anew
     references: dict[str, Tensor] = field(default_factory=dict)  # per split, classes [n] as the text classifier says
 
     def state_dict(self) -> dict[str, object]:

@@ -81,6 +81,7 @@ def default_config() -> CN:
         TRANSFORMS=["random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur"]))
     cfg.DATALOADER = CN(dict(
         NUM_WORKERS=2, TRAIN_X=CN(dict(BATCH_SIZE=50, MICRO_BATCH=0)), TEST=CN(dict(BATCH_SIZE=100)),
+        TIMEOUT=600,  # seconds without a batch after which the loader processes count as hung; 0: none
         ON_ERROR="raise",  # or skip: images that cannot be read are left out
         CACHE_GB=10.0, CACHE_DIR=""))  # decoded images, kept between runs; 0: none. "": OUTPUT_DIR/cache
     cfg.OPTIM = CN(dict(
@@ -301,7 +302,7 @@ def check_config(cfg: CN) -> None:
     for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
                 "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
                 "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM", "DATALOADER.CACHE_GB",
-                "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH"):
+                "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH", "DATALOADER.TIMEOUT"):
         if not values[key] >= 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
     if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:

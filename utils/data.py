@@ -190,15 +190,28 @@ class ImageDataset(Dataset):
 
 
 class ViewLoader(DataLoader):
-    """Batches of an `ImageDataset` with their views finished on `device`: float [batch, 3, size, size], normalised."""
+    """Batches of an `ImageDataset` with their views finished on `device`: float [batch, 3, size, size], normalised.
 
-    def __init__(self, dataset: ImageDataset, device: torch.device | str = "cpu", **options):
-        super().__init__(dataset, **options)
+    `workers` processes load ahead, none: this one. RuntimeError where one ends, or where they give no batch for
+    `timeout` seconds (0: ever).
+    """
+
+    def __init__(self, dataset: ImageDataset, device: torch.device | str = "cpu", workers: int = 0,
+                 timeout: float = 0, **options):
         self.device = torch.device(device)
+        super().__init__(dataset, num_workers=workers, timeout=timeout if workers else 0,
+                         persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",
+                         worker_init_fn=leave_ctrl_c_to_the_main_process, **options)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        batches = super().__iter__()  # at once, as a DataLoader's workers start
-        return (self._finish(batch) for batch in batches)
+        return self._read(super().__iter__())  # at once, as a DataLoader's workers start
+
+    def _read(self, batches: Iterator[dict[str, object]]) -> Iterator[dict[str, Tensor]]:
+        try:
+            for batch in batches:
+                yield self._finish(batch)
+        except (ConnectionError, EOFError) as error:  # torch says so itself where it notices first
+            raise RuntimeError("DataLoader worker exited unexpectedly while it handed over a batch") from error
 
     def load(self, indices: Sequence[int], epoch: int = 0) -> dict[str, Tensor]:
         """The batch of these images, read here and now."""
@@ -208,7 +221,8 @@ class ViewLoader(DataLoader):
         for name, view in self.dataset.views.items():
             if name not in batch:  # no image of the batch could be read
                 continue
-            images = batch[name].to(self.device, non_blocking=True)
+            # a copy that is not waited for is safe from pinned memory alone: other memory may be freed meanwhile
+            images = batch[name].to(self.device, non_blocking=self.device.type == "cuda" and batch[name].is_pinned())
             batch[name] = view.finish(images, batch.pop(name + PARAMS))
         return batch
 
@@ -256,20 +270,18 @@ def leave_ctrl_c_to_the_main_process(_: int) -> None:
 def build_loader(items: Sequence[Item], views: dict[str, WeakView], batch_size: int, workers: int, seed: int = 0,
                  shuffle: bool = False, shard: tuple[int, int] = (0, 1), on_error: str = "raise",
                  cache: ImageCache | None = None, device: torch.device | str = "cpu",
-                 decoding: Decoding = AS_SEEN) -> ViewLoader:
+                 decoding: Decoding = AS_SEEN, timeout: float = 0) -> ViewLoader:
     """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch.
 
-    `batch_size` is that of all processes together; see `EpochSampler` for `shard`. Raises InputError for a batch that
-    has no image for some process.
+    `batch_size` is that of all processes together; see `EpochSampler` for `shard`, `ViewLoader` for `timeout`. Raises
+    InputError for a batch that has no image for some process.
     """
     rank, processes = shard
     if batch_size < processes:
         raise InputError(f"a batch of {batch_size} cannot be divided over {processes} processes: raise --batch_size "
                          "and DATALOADER.TEST.BATCH_SIZE, or start fewer")
     workers = min(workers, -(-len(items) // batch_size))  # a worker without a batch would only cost its start
-    return ViewLoader(ImageDataset(items, views, seed, on_error, cache, decoding), device,
-                      batch_size=len(range(rank, batch_size, processes)), num_workers=workers,
+    return ViewLoader(ImageDataset(items, views, seed, on_error, cache, decoding), device, workers, timeout,
+                      batch_size=len(range(rank, batch_size, processes)),
                       sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), collate_fn=collate,
-                      persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
-                      worker_init_fn=leave_ctrl_c_to_the_main_process,
                       generator=torch.Generator())  # else each pass draws from the global one

@@ -70,7 +70,11 @@ def read_demo(cfg: CfgNode) -> Splits:
     root = Path(cfg.DATASET.ROOT) / "demo"
     if not (root / "annotations.json").is_file():
         log.info("drawing the demo's faces into %s", root)
-        draw_dataset(root)
+        try:
+            draw_dataset(root)
+        except InputError:
+            if not (root / "annotations.json").is_file():  # else another process was faster
+                raise
     data = json.loads((root / "annotations.json").read_text(encoding="utf-8"))
     if data.get("version") != VERSION:
         raise InputError(f"{root} was drawn by another version of the demo; delete it, and it is drawn anew")

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from .demo_drawing import draw
 from .demo_styles import DEMO, Style, sample_style
 from .errors import InputError
+from .files import whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -74,25 +73,18 @@ def draw_face(rng: np.random.Generator, distribution: np.ndarray, style: Style) 
 def draw_dataset(root: str | Path, seed: int = 0, train_per_class: int = 150, test_per_class: int = 100) -> None:
     """Write ROOT/images/{train,test}/NNNNN.png in DEMO styles and ROOT/annotations.json.
 
-    The same seed gives the same files. Everything is drawn into a temporary folder beside ROOT that takes its
-    place at the end, so ROOT is complete or absent. Raises InputError where ROOT holds anything else.
+    The same seed gives the same files. ROOT is complete or absent; where another process draws it at the same time,
+    the faster one's stays. Raises InputError where ROOT holds anything else.
     """
     root = Path(root)
     if root.is_dir() and any(root.iterdir()):
         raise InputError(f"{root} is not empty; remove it, or name another folder for the demo's data")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
+    with whole_folder(root) as folder:
         rng = np.random.default_rng(seed)
         items = [item for split, count in (("train", train_per_class), ("test", test_per_class))
-                 for item in _draw_split(temporary, split, count, rng)]
+                 for item in _draw_split(folder, split, count, rng)]
         annotations = {"seed": seed, "version": VERSION, "emotions": EMOTIONS, "items": items}
-        (temporary / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
-        if root.is_dir():
-            root.rmdir()
-        temporary.rename(root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
     log.info("drew %d faces into %s", len(items), root)
 
 

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on, for instance because the loss is not finite; the message says where and why."""
+
+
+class SystemFailure(TrainingError):
+    """The machine failed: memory, files, a process of the run; the message says what to change."""

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import ExifTags, Image
 from yacs.config import CfgNode
 
-from .errors import InputError
+from .errors import InputError, SystemFailure
+from .failures import plain_errors
 from .image_formats import hint, open_image
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,12 @@ def choose_decoding(cfg: CfgNode, own: bool) -> Decoding:
 def read_image(path: Path, decoding: Decoding = AS_SEEN) -> Image.Image:
     """The first frame of an image in RGB, 8 bits. Raises InputError that names a file which cannot be decoded."""
     try:
-        with _open(path, decoding) as image:
+        with plain_errors(), _open(path, decoding) as image:
             rgb = to_rgb(image)
             turn = ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation)) if decoding.exif else None
             return rgb if turn is None else rgb.transpose(turn)
+    except SystemFailure:  # too many open files, for one: the image is not to blame
+        raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{UNREADABLE}{path} ({error}); raise INPUT.MAX_PIXELS if it is to be trusted") from error
     except DAMAGED_IMAGE as error:

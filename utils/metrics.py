@@ -1,12 +1,14 @@
 """Metrics of classification and of distribution learning.
 
-All take probabilities [n, classes] (torch or numpy, rows that sum to 1) and compute in double precision on
-the CPU. Distribution metrics are means over the samples of a distance or similarity of prediction p and
+All take probabilities [n, classes] (torch or numpy, rows that sum to 1) and compute on the CPU, in double precision
+once classes are chosen. Distribution metrics are means over the samples of a distance or similarity of prediction p and
 target t; a term 0/0 counts as 0. Wrong shapes, empty input and values that are no probabilities raise
 InputError.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,28 +24,43 @@ Array = Tensor | np.ndarray
 
 
 def _probabilities(values: Array, what: str = "predictions") -> Tensor:
-    table = (values if isinstance(values, Tensor) else torch.tensor(values)).detach().cpu().double()
+    """The table on the CPU, in its own precision: a pass over 50,000 × 1,000 of them costs less than a copy."""
+    table = (values if isinstance(values, Tensor) else torch.tensor(values)).detach().cpu()
     if table.ndim != 2 or not table.numel():
         raise InputError(f"{what} must be [samples, classes] and not empty, not {tuple(table.shape)}")
-    # half precision rounds a row's sum by some thousandths
-    if not torch.isfinite(table).all() or (table < 0).any() or ((table.sum(1) - 1).abs() > 1e-2).any():
+    # half precision rounds a row's sum by some thousandths; what is not finite makes a sum that is not
+    if not (table.amin() >= 0 and ((table.sum(1) - 1).abs() <= 1e-2).all()):
         raise InputError(f"{what} must be probabilities: finite, not negative, each row with the sum 1")
     return table
 
 
-def _classified(probs: Array, labels: Array) -> tuple[Tensor, Tensor]:
+class _Choices(NamedTuple):
+    """All that the metrics of classification look at, by image: the most probable class, the first of equals, and
+    its probability, in double precision."""
+
+    predicted: Tensor
+    confidence: Tensor
+    classes: int
+
+
+def _choices(probs: Array) -> _Choices:
     probs = _probabilities(probs)
+    confidence, predicted = probs.max(1)
+    return _Choices(predicted, confidence.double(), probs.shape[1])
+
+
+def _labels(labels: Array, choices: _Choices) -> Tensor:
     labels = (labels if isinstance(labels, Tensor) else torch.tensor(labels)).detach().cpu()
-    if labels.shape != probs.shape[:1] or labels.is_floating_point():
-        raise InputError(f"labels must be {len(probs)} integers, not {labels.dtype} {tuple(labels.shape)}")
-    if labels.min() < 0 or labels.max() >= probs.shape[1]:
-        raise InputError(f"labels must lie in 0 … {probs.shape[1] - 1}; these reach from {labels.min()} to "
+    if labels.shape != choices.predicted.shape or labels.is_floating_point():
+        raise InputError(f"labels must be {len(choices.predicted)} integers, not {labels.dtype} {tuple(labels.shape)}")
+    if labels.min() < 0 or labels.max() >= choices.classes:
+        raise InputError(f"labels must lie in 0 … {choices.classes - 1}; these reach from {labels.min()} to "
                          f"{labels.max()}")
-    return probs, labels.long()
+    return labels.long()
 
 
 def _pair(probs: Array, targets: Array) -> tuple[Tensor, Tensor]:
-    probs, targets = _probabilities(probs), _probabilities(targets, "target distributions")
+    probs, targets = _probabilities(probs).double(), _probabilities(targets, "target distributions").double()
     if probs.shape != targets.shape:
         raise InputError("predictions and target distributions must have one shape, not "
                          f"{tuple(probs.shape)} and {tuple(targets.shape)}")
@@ -52,28 +69,41 @@ def _pair(probs: Array, targets: Array) -> tuple[Tensor, Tensor]:
 
 def confusion_matrix(probs: Array, labels: Array) -> Tensor:
     """Counts [classes, classes], int64: true classes in rows, predicted ones (argmax) in columns."""
-    probs, labels = _classified(probs, labels)
-    classes = probs.shape[1]
-    return torch.bincount(labels * classes + probs.argmax(1), minlength=classes ** 2).view(classes, classes)
+    choices = _choices(probs)
+    return _confusion(choices, _labels(labels, choices))
+
+
+def _confusion(choices: _Choices, labels: Tensor) -> Tensor:
+    classes = choices.classes
+    return torch.bincount(labels * classes + choices.predicted, minlength=classes ** 2).view(classes, classes)
 
 
 def top1(probs: Array, labels: Array) -> float:
     """The share of samples whose most probable class is the label; of equal classes the first counts."""
-    counts = confusion_matrix(probs, labels)
+    return _top1(confusion_matrix(probs, labels))
+
+
+def _top1(counts: Tensor) -> float:
     return counts.trace().item() / counts.sum().item()
 
 
 def per_class_accuracy(probs: Array, labels: Array) -> list[float | None]:
     """Per class, the share of its samples that are recognised; None for a class without samples."""
-    counts = confusion_matrix(probs, labels)
+    return _per_class_accuracy(confusion_matrix(probs, labels))
+
+
+def _per_class_accuracy(counts: Tensor) -> list[float | None]:
     return [hits / total if total else None
             for hits, total in zip(counts.diagonal().tolist(), counts.sum(1).tolist())]
 
 
 def macro_f1(probs: Array, labels: Array) -> float:
     """The mean of 2·TP / (2·TP + FP + FN) over the classes that occur among the labels or the predictions."""
-    counts = confusion_matrix(probs, labels).double()
-    occurrences = counts.sum(0) + counts.sum(1)
+    return _macro_f1(confusion_matrix(probs, labels))
+
+
+def _macro_f1(counts: Tensor) -> float:
+    occurrences = (counts.sum(0) + counts.sum(1)).double()
     occurs = occurrences > 0
     return (2 * counts.diagonal()[occurs] / occurrences[occurs]).mean().item()
 
@@ -83,10 +113,13 @@ def expected_calibration_error(probs: Array, labels: Array, bins: int = 15) -> f
     probability, averaged with the bins' numbers of samples as weights."""
     if bins < 1:
         raise InputError(f"the calibration error needs at least one bin, not {bins}")
-    probs, labels = _classified(probs, labels)
-    confidence, predicted = probs.max(1)
-    place = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
-    gap = (predicted == labels).double() - confidence
+    choices = _choices(probs)
+    return _calibration_error(choices, _labels(labels, choices), bins)
+
+
+def _calibration_error(choices: _Choices, labels: Tensor, bins: int = 15) -> float:
+    place = ((choices.confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    gap = (choices.predicted == labels).double() - choices.confidence
     return (torch.zeros(bins, dtype=torch.double).index_add_(0, place, gap).abs().sum() / len(gap)).item()
 
 
@@ -138,11 +171,16 @@ def intersection(probs: Array, targets: Array) -> float:
 def classification_metrics(probs: Array, labels: Array) -> dict[str, float | list]:
     """top1, per_class_accuracy (a list in class order), macro_f1 and ece, all as fractions; and, with up to
     CONFUSION_CLASSES classes, the counts of the confusion matrix."""
-    metrics = {"top1": top1(probs, labels), "macro_f1": macro_f1(probs, labels),
-               "ece": expected_calibration_error(probs, labels),
-               "per_class_accuracy": per_class_accuracy(probs, labels)}
-    if probs.shape[1] <= CONFUSION_CLASSES:
-        metrics["confusion_matrix"] = confusion_matrix(probs, labels).tolist()
+    choices = _choices(probs)
+    return _classification_metrics(choices, _labels(labels, choices))
+
+
+def _classification_metrics(choices: _Choices, labels: Tensor) -> dict[str, float | list]:
+    counts = _confusion(choices, labels)
+    metrics = {"top1": _top1(counts), "macro_f1": _macro_f1(counts), "ece": _calibration_error(choices, labels),
+               "per_class_accuracy": _per_class_accuracy(counts)}
+    if choices.classes <= CONFUSION_CLASSES:
+        metrics["confusion_matrix"] = counts.tolist()
     return metrics
 
 
@@ -166,13 +204,14 @@ def score(probabilities: Tensor, labels: Tensor, distributions: Tensor | None = 
         reference: classes [n] that another model predicts; `agreement` is the share of images for which the most
             probable class is the same. It tells how far a model has moved from the reference, not which is right.
     """
-    known = labels != UNKNOWN
+    choices, known = _choices(probabilities), labels != UNKNOWN
     if known.any():
-        metrics = classification_metrics(probabilities[known], labels[known])
+        chosen = choices._replace(predicted=choices.predicted[known], confidence=choices.confidence[known])
+        metrics = _classification_metrics(chosen, _labels(labels[known], chosen))
     else:
-        metrics = {"confidence": _probabilities(probabilities).amax(1).mean().item()}
+        metrics = {"confidence": choices.confidence.mean().item()}
         if reference is not None:
-            metrics["agreement"] = top1(probabilities, reference)
+            metrics["agreement"] = (choices.predicted == _labels(reference, choices)).double().mean().item()
     if distributions is not None:
         metrics |= distribution_metrics(probabilities, distributions)
     return metrics

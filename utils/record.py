@@ -20,10 +20,11 @@ from .files import write_whole
 
 log = logging.getLogger(__name__)
 
-# keys that do not change a run's numbers
+# keys that change a run's numbers by no more than rounding
 HARMLESS = {"RESUME", "PICTURES", "DEVICE", "LOG_DIR", "OUTPUT_DIR", "EXP_NAME", "DATALOADER.NUM_WORKERS",
             "TRAIN.PRINT_FREQ", "TRAIN.KEEP", "TEXT.CACHE_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD",
-            "DATALOADER.CACHE_GB", "DATALOADER.CACHE_DIR", "DATALOADER.ON_ERROR", "MODEL.DOWNLOAD_ROOT"}
+            "DATALOADER.CACHE_GB", "DATALOADER.CACHE_DIR", "DATALOADER.ON_ERROR", "MODEL.DOWNLOAD_ROOT",
+            "DATALOADER.TIMEOUT", "DATALOADER.TRAIN_X.MICRO_BATCH", "MODEL.CHECKPOINT_GRADIENTS"}
 
 
 def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
