@@ -77,7 +77,7 @@ def test_two_commands_lead_from_unlabelled_images_to_a_table(unlabelled, place):
     folder, result = unlabelled
     told = LaFTer.main(["--predict", str(place / "photos"), "--model-dir", str(folder), "--workers", "1"])
     photos = sorted((place / "photos" / "train").iterdir())
-    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+    with (folder / "predictions.csv").open(encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     lines = read_lines(folder / "predictions.jsonl")
     assert told["images"] == len(photos) == len(table) == len(lines) and told["unreadable"] == 0
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_becomes_a_row_and_the_rest_go_on(unlabelled, place,
     assert [Path(row["file"]).name for row in rows] == ["cut.png", "note.jpg", good.name, "absent.png"]
     assert ["error" in row for row in rows] == [True, True, False, True]
     assert all("cannot read image" in row["error"] and "\n" not in row["error"] for row in rows if "error" in row)
-    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["prediction"] == "" for row in table] == [True, True, False, True]
     assert "note.jpg" in table[1]["error"]

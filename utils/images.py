@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from .errors import InputError
+from .image_formats import open_image
 
 # what Pillow raises for damaged files
 DAMAGED_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
@@ -18,7 +19,7 @@ DAMAGED_IMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, Arith
 def read_image(path: Path) -> Image.Image:
     """The image in RGB; InputError that names a file which cannot be decoded."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.convert("RGB")
     except DAMAGED_IMAGE as error:
         raise InputError(f"cannot read image {path} ({error}); replace or remove it") from error
@@ -27,7 +28,7 @@ def read_image(path: Path) -> Image.Image:
 def image_shape(path: Path) -> tuple[int, int] | None:
     """(height, width), from the header alone; None where it is no image's."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
     except DAMAGED_IMAGE:
         return None
