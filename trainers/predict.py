@@ -103,9 +103,9 @@ class ImageFiles(Dataset):
         try:
             pixels = view.prepare(read_image(self.files[index]))
         except InputError as error:
-            mend = hint(suffix_of(self.files[index].name))
-            pixels = np.zeros(view.stored_shape(1, 1), dtype=np.uint8)
-            message = f"{error}; {mend}" if mend else str(error)
+            pixels, message = np.zeros(view.stored_shape(1, 1), dtype=np.uint8), str(error)
+            if mend := hint(suffix := suffix_of(self.files[index].name)):
+                message += f"; to read {suffix}: {mend}"
         image, params = view.sample(pixels, np.random.default_rng(0))
         return {"weak": image, "weak" + PARAMS: params, "error": message}
 

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 # what systems and their tools leave in folders, beside hidden names, in lower case
 LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "system volume information",
           "lost+found", "@eadir"}
-HIDDEN, NO_SUFFIX, BROKEN, LIKE_IMAGE = ("hidden or system", "without suffix", "broken link",
-                                         "folder named like an image")
+HIDDEN, NO_SUFFIX, BROKEN, LIKE_IMAGE = ("hidden or system", "without suffix", "broken links",
+                                         "folders named like an image")
 SHOWN_KINDS = 10
 
 
