@@ -194,6 +194,9 @@ def test_one_class_alone_is_refused(folder):
     for options in ((), ("DATASET.CLASSNAMES", "[a]")):
         with pytest.raises(InputError, match="mine has only the class 'a'"):
             folder(*(f"train/a/{i}.png" for i in range(10)), options=options)
+    for part in ("base", "new"):
+        with pytest.raises(InputError, match=f"SUBSAMPLE_CLASSES {part}: of mine's 2 .* leaves 1: .*nothing to learn"):
+            folder("train/b/1.png", options=("DATASET.SUBSAMPLE_CLASSES", part))
 
 
 def test_an_empty_split_is_named(folder, caplog):

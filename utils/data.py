@@ -116,8 +116,9 @@ def subsample_classes(splits: Splits, part: str) -> Splits:
         return splits
     middle = (len(splits.classnames) + 1) // 2
     kept = splits.classnames[:middle] if part == "base" else splits.classnames[middle:]
-    if not kept:
-        raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part}: {splits.name} has only {len(splits.classnames)} class(es)")
+    if len(kept) < 2:
+        raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part}: of {splits.name}'s {len(splits.classnames)} class(es) it "
+                         f"leaves {len(kept)}: with one alone there is nothing to learn")
     if any(item.label == UNKNOWN for items in (splits.train, splits.val, splits.test) for item in items):
         raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part} needs labels, and images of {splits.name} have none")
     return order_classes(splits, kept)

@@ -65,11 +65,8 @@ def check_classnames(classnames: list[str]) -> None:
 
 
 def check_sizes(splits: Splits, cfg: CfgNode) -> None:
-    """InputError for one class alone, or where the fraction that was asked for leaves the test split empty; a line in
-    the log where validation is."""
-    if len(splits.classnames) < 2:
-        raise InputError(f"{splits.name} has only the class {splits.classnames[0]!r}: with one class there is nothing "
-                         "to learn")
+    """InputError where the fraction that was asked for leaves the test split empty; a line in the log where it leaves
+    validation so."""
     if cfg.DATASET.SPLIT_FILE or all(item.label == UNKNOWN for item in splits.train):
         return
     told = "the %s split of %s is empty: DATASET.%s_FRACTION %g of each class's images is none"

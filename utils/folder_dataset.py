@@ -50,6 +50,8 @@ def read_folder(cfg: CfgNode) -> Splits:
         if not items[split]:
             raise InputError(f"{place.folder} holds no {SPLITS[split][-1]} images; fill or remove it"
                              + in_brackets(left_out))
+    if len(classes) == 1:
+        raise InputError(f"{root} has only the class {classes[0]!r}: with one alone there is nothing to learn")
     tell_left_out(left_out)
     name, train, val, test = root.resolve().name, items["train"], items.get("val"), items.get("test")
     if test is None and all(item.label == UNKNOWN for item in train):
