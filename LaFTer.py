@@ -258,9 +258,10 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
     """A run's predictions of one's own images: predictions.csv and .jsonl, in its folder if not in --predict-out."""
     folder = Path(flags.model_dir)
     out = Path(flags.predict_out) if flags.predict_out else folder
-    files = find_files(Path(flags.predict))
+    with collect_logs() as messages:
+        files = find_files(Path(flags.predict))
     state = read_run(folder, flags.load_epoch, cfg)
-    with start_logging(folder):
+    with start_logging(folder, messages):
         model = restore(cfg, load_clip(cfg), state)
         rows = list(predict_files(model, files, state["classnames"], cfg))
         failed = sum("error" in row for row in rows)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 from layouts import images
 
 import LaFTer
-from utils.catalogue import list_datasets
+from utils.catalogue import format_datasets, list_datasets
 from utils.config import PROJECT, load_config
 from utils.datasets import READERS
 
@@ -33,6 +37,35 @@ def test_what_is_present_is_counted(tmp_path, name, files, folder):
     (tmp_path / folder / "notes.txt").touch()
     present = [entry for entry in list_datasets(tmp_path) if entry.folder]
     assert [(entry.name, entry.folder, entry.images) for entry in present] == [(name, tmp_path / folder, len(files))]
+
+
+@pytest.mark.parametrize("more, count", [
+    ((), 0), (("a/1.jfif", "a/b/2.avif", "a/b/c/3.JPG", "train.ppm"), 4),
+    (("._1.jpg", ".hidden/1.jpg", "__MACOSX/1.jpg", "a/x.jpg/1.png"), 0)])
+def test_what_is_counted_is_what_the_readers_take(tmp_path, more, count):
+    for name in more:
+        path = tmp_path / "demo" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # no image: nothing is opened
+    images(tmp_path, "demo/1.png")
+    (entry,) = [entry for entry in list_datasets(tmp_path) if entry.folder]
+    assert (entry.name, entry.images) == ("demo", 1 + count)
+
+
+def test_a_folder_that_cannot_be_listed_does_not_hide_the_others(tmp_path, monkeypatch):
+    images(tmp_path, "demo/1.png", "train/secret/1.png")
+
+    def scandir(path, scandir=os.scandir):
+        if Path(path).name == "secret":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # who runs as root may list everything
+    entries = {entry.name: entry for entry in list_datasets(tmp_path)}
+    assert entries["demo"].images == 1 and entries["folder"].images == "?"
+    assert "secret cannot be listed (Permission denied)" in entries["folder"].where
+    row = next(line for line in format_datasets(list(entries.values())).splitlines() if line.startswith("folder"))
+    assert row.split()[1] == "?" and "secret" in row
 
 
 def test_the_command_prints_the_table_and_starts_nothing(tmp_path, capsys, monkeypatch):

@@ -75,6 +75,28 @@ def test_few_shot_takes_so_many_of_each_class():
     assert few_shot(items, 4, seed=2) != chosen
 
 
+def test_draws_are_those_of_earlier_versions():
+    """As recorded before the classes were grouped in one pass: a run's seed means the same images."""
+    labels = [UNKNOWN if i % 11 == 0 else (i * i + 3 * i) % 5 for i in range(40)]  # four unlabelled, classes 0, 3, 4
+    items = [Item(Path(f"{i}.png"), label, "") for i, label in enumerate(labels)]
+    assert [items.index(item) for item in carve(items, 0.3, 7)[1]] == [0, 1, 6, 10, 13, 17, 24, 25, 32, 34, 39]
+    assert [items.index(item) for item in few_shot(items, 2, 7)] == [0, 1, 6, 10, 22, 32, 34, 39]
+
+
+def test_classes_are_grouped_in_one_pass():
+    looks = Counter()
+
+    class Watched(Item):
+        def __getattribute__(self, name):
+            looks[name] += name == "label"
+            return super().__getattribute__(name)
+
+    items = [Watched(Path(f"{i}.png"), i % 50, "") for i in range(500)]
+    carve(items, 0.3, 1)
+    few_shot(items, 2, 1)
+    assert looks["label"] == 2 * 500
+
+
 @pytest.mark.parametrize("name", ["1.png", "größe é 图.png", 'a "b".png', "x], [y]], z.png"])
 def test_splits_survive_saving(tmp_path, name):
     folder = tmp_path / "data" / "sub folder"

@@ -77,7 +77,13 @@ def test_an_unlabelled_folder_with_a_labelled_test_split(folder):
     (["train/a/1.png", "train/c/1.png"], "", ("DATASET.CLASSNAMES", "[a, b]"), ("train", "c", "a, b")),
     (["train/a/1.png", "test/z/1.png"], "", (), ("test", "z")),
     (["train/1.png"], "", (), ("DATASET.CLASSNAMES",)),
-    ([], "train", ("DATASET.CLASSNAMES", "[a]"), ("no training images",)),
+    ([], "train", ("DATASET.CLASSNAMES", "[a]"), ("train holds no training images",)),
+    (["train/a/1.png"], "val", (), ("val holds no validation images", "fill or remove")),
+    (["train/a/1.png"], "train/a/x.png", (), ("only the class 'a'",)),
+    (["train/a/1.png", "train/Training/1.png", "training/a/1.png"], "", (), ("train and training", "keep one")),
+    (["train/a/1.png", "train/b/1.png", "test/z/1.png"], "", ("DATASET.CLASSNAMES", "[a, b]"), ("test", "z", "a, b")),
+    (["animals/train/a/1.png", "cars/1.png"], "", (), ("has no train/", "set --root", "animals")),
+    (["1.png"], "", (), ("no class folders", "DATASET.CLASSNAMES")),
 ])
 def test_a_folder_that_cannot_be_read_says_why(folder, tmp_path, names, empty, options, words):
     (tmp_path / "mine" / empty).mkdir(parents=True)
@@ -85,6 +91,127 @@ def test_a_folder_that_cannot_be_read_says_why(folder, tmp_path, names, empty, o
         folder(*names, options=options)
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
+
+
+def told(splits: Splits) -> list[list[tuple[str, int]]]:
+    """Of train, val and test: each image below the root and its label."""
+    return [[(item.path.relative_to(splits.root).as_posix(), item.label) for item in split]
+            for split in (splits.train, splits.val, splits.test)]
+
+
+def test_class_folders_are_read_with_their_sub_folders(folder, tmp_path, caplog):
+    for name in ("train/cat/.ipynb_checkpoints/1-checkpoint.png", "train/dog/._1.png", "train/.trash/1.png"):
+        image(tmp_path / "mine" / name)
+    for name in ("train/dog/notes.csv", "README.md", "train/cat/2024/IMG.CR2", "train/cat/IMG_2.CR2"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).touch()
+    with caplog.at_level(logging.INFO):
+        splits = folder("train/cat/2024/b/2.png", "train/cat/1.png", "train/dog/1.png", "test/cat/x/9.png",
+                        options=("DATASET.VAL_FRACTION", "0"))
+    assert told(splits) == [[("train/cat/1.png", 0), ("train/cat/2024/b/2.png", 0), ("train/dog/1.png", 1)], [],
+                            [("test/cat/x/9.png", 0)]]
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert lines == ["left out: 3 hidden or system, 2 .cr2, 1 .csv, 1 .md; .cr2: convert it to JPEG or PNG"]
+
+
+@pytest.mark.parametrize("train, val, test", [("train", "val", "test"), ("Train", "valid", "Testing"),
+                                              ("training", "Validation", "test")])
+def test_val_is_the_validation_split(folder, train, val, test):
+    given = folder(*(f"{train}/{name}/{i}.png" for name in "ab" for i in range(4)), f"{val}/a/8.png", f"{val}/b/8.png",
+                   f"{test}/b/9.png")
+    assert told(given)[1:] == [[(f"{val}/a/8.png", 0), (f"{val}/b/8.png", 1)], [(f"{test}/b/9.png", 1)]]
+    assert len(given.train) == 8
+
+
+def test_with_val_alone_the_test_split_is_carved_from_train(folder):
+    splits = folder(*(f"train/{name}/{i}.png" for name in "ab" for i in range(10)), "val/a/8.png", "val/b/8.png")
+    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [14, 2, 6]
+    assert not set(splits.train) & set(splits.test)
+
+
+def test_what_lies_beside_train_is_named(folder, caplog):
+    with caplog.at_level(logging.INFO):
+        splits = folder("train/a/1.png", "train/b/1.png", "test/a/2.png", "raw/1.png", "more/c/1.png", "cover.png")
+    assert len(splits.train) == 2 and splits.classnames == ["a", "b"]
+    (line,) = [record for record in caplog.records if "not read" in record.getMessage()]
+    assert line.levelname == "WARNING" and line.getMessage().endswith("mine: more/, raw/, 1 image(s)")
+
+
+def test_class_folders_right_under_the_root(folder, caplog):
+    with caplog.at_level(logging.INFO):
+        splits = folder(*(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)))
+    assert [Counter(item.classname for item in split) for split in (splits.train, splits.val, splits.test)] == [
+        {"cat": 6, "dog": 6}, {"cat": 1, "dog": 1}, {"cat": 3, "dog": 3}]
+    assert "mine has no train/: what lies right in it is read as training images (folders: cat, dog)" in caplog.text
+    given = folder("test/cat/1.png", "test/dog/1.png")
+    assert len(given.test) == 2 and len(given.train) == 18 and given.classnames == ["cat", "dog"]
+
+
+def test_unlabelled_images_right_under_the_root(folder):
+    splits = folder("2.png", "10.png", "test/b/3.png", options=("DATASET.CLASSNAMES", "[a, b]"))
+    assert told(splits) == [[("10.png", UNKNOWN), ("2.png", UNKNOWN)], [], [("test/b/3.png", 1)]]
+
+
+@pytest.mark.parametrize("output", ["output", "."])
+def test_what_runs_write_under_the_root_is_no_data(folder, tmp_path, monkeypatch, output):
+    image(tmp_path / "mine" / output / "mine" / "LaFTer" / "demo" / "seed1" / "predictions.png")
+    (tmp_path / "mine" / "cache").mkdir()  # of the texts
+    monkeypatch.chdir(tmp_path / "mine")
+    splits = folder(*(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)), options=("OUTPUT_DIR", output))
+    assert splits.classnames == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("train", ["train/", ""])
+def test_folders_of_unlabelled_images_are_no_classes(folder, caplog, train):
+    with caplog.at_level(logging.INFO):
+        splits = folder(f"{train}b/2.png", f"{train}1.png", f"{train}a/x/3.png", f"{train}a-b/1.png",
+                        options=("DATASET.CLASSNAMES", "[cat, dog]"))
+    assert [item.path.relative_to(splits.root).as_posix() for item in splits.train] == [
+        f"{train}{name}" for name in ("1.png", "a-b/1.png", "a/x/3.png", "b/2.png")]
+    assert {item.label for item in splits.train} == {UNKNOWN} and splits.test == splits.train
+    assert "is called like a class (a, a-b, b)" in caplog.text and "has no labels" in caplog.text
+
+
+def test_class_folders_are_found_by_names_that_differ_in_case_and_spaces(folder):
+    splits = folder("train/Red_Fox/1.png", "train/WOLF/1.png", "train/red  fox/2.png", "test/red fox/3.png",
+                    options=("DATASET.CLASSNAMES", "[wolf, red fox]", "DATASET.VAL_FRACTION", "0"))
+    assert [(item.path.parent.name, item.label, item.classname) for item in [*splits.train, *splits.test]] == [
+        ("WOLF", 0, "wolf"), ("Red_Fox", 1, "red fox"), ("red  fox", 1, "red fox"), ("red fox", 1, "red fox")]
+    alike = folder(options=("DATASET.CLASSNAMES", "[wolf, RED FOX, red fox]"))  # the very name comes first
+    assert [item.label for item in alike.test] == [2]
+
+
+def test_images_outside_the_class_folders_are_counted(folder, caplog):
+    with caplog.at_level(logging.INFO):
+        splits = folder("train/1.png", "train/a/1.png", "train/b/1.png", "test/a/1.png")
+    assert Counter(item.label for item in splits.train) == {UNKNOWN: 1, 0: 1, 1: 1}
+    assert "1 image(s) right in" in caplog.text and "are read without label" in caplog.text
+
+
+# --- splits and classes that are too few ----------------------------------------------------------------------------
+
+def test_one_class_alone_is_refused(folder):
+    for options in ((), ("DATASET.CLASSNAMES", "[a]")):
+        with pytest.raises(InputError, match="mine has only the class 'a'"):
+            folder(*(f"train/a/{i}.png" for i in range(10)), options=options)
+    for part in ("base", "new"):
+        with pytest.raises(InputError, match=f"SUBSAMPLE_CLASSES {part}: of mine's 2 .* leaves 1: .*nothing to learn"):
+            folder("train/b/1.png", options=("DATASET.SUBSAMPLE_CLASSES", part))
+
+
+def test_an_empty_split_is_named(folder, caplog):
+    names = [f"train/{name}/{i}.png" for name in "ab" for i in range(3)]
+    with caplog.at_level(logging.INFO):
+        splits = folder(*names)
+    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [4, 0, 2]
+    assert "validation split of mine is empty: DATASET.VAL_FRACTION 0.1 of each class's images is none" in caplog.text
+    assert "no labels" not in caplog.text
+    with pytest.raises(InputError, match=r"the test split of mine is empty: DATASET\.TEST_FRACTION 0\.1 .*raise it"):
+        folder(options=("DATASET.TEST_FRACTION", "0.1"))
+    caplog.clear()
+    with caplog.at_level(logging.INFO):  # what is asked for is no surprise
+        assert folder(options=("DATASET.TEST_FRACTION", "0", "DATASET.VAL_FRACTION", "0")).test == []
+    assert "empty" not in caplog.text
 
 
 def test_absent_folders_and_files_are_named(folder, tmp_path):

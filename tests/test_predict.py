@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import LaFTer
 from trainers.predict import ImageFiles, find_files
@@ -78,7 +79,7 @@ def test_two_commands_lead_from_unlabelled_images_to_a_table(unlabelled, place):
     folder, result = unlabelled
     told = LaFTer.main(["--predict", str(place / "photos"), "--model-dir", str(folder), "--workers", "1"])
     photos = sorted((place / "photos" / "train").iterdir())
-    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+    with (folder / "predictions.csv").open(encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     lines = read_lines(folder / "predictions.jsonl")
     assert told["images"] == len(photos) == len(table) == len(lines) and told["unreadable"] == 0
@@ -109,11 +110,34 @@ def test_what_cannot_be_read_becomes_a_row_and_the_rest_go_on(unlabelled, place,
     assert [Path(row["file"]).name for row in rows] == ["cut.png", "note.jpg", good.name, "absent.png"]
     assert ["error" in row for row in rows] == [True, True, False, True]
     assert all("cannot read image" in row["error"] and "\n" not in row["error"] for row in rows if "error" in row)
-    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["prediction"] == "" for row in table] == [True, True, False, True]
     assert "note.jpg" in table[1]["error"]
     assert "1 images predicted with epoch 1, 3 could not be read" in (folder / "log.txt").read_text(encoding="utf-8")
+
+
+def test_every_file_that_looks_like_an_image_has_a_row(unlabelled, place, tmp_path):
+    folder, _ = unlabelled
+    good = sorted((place / "photos" / "train").iterdir())[0]
+    for name in ("1.jfif", "2", "图/4.ppm"):
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(good) as image:
+            image.convert("RGB").save(tmp_path / "own" / name, {"1.jfif": "JPEG", "2": "PNG"}.get(name, "PPM"))
+    for name in ("3.NEF", "._1.jfif", "notes.csv", "README", "Thumbs.db"):
+        (tmp_path / "own" / name).write_text("no image", encoding="utf-8")
+    (tmp_path / "own" / "x.jpg").mkdir()
+    told = LaFTer.main(["--predict", str(tmp_path / "own"), "--model-dir", str(folder), "--predict-out",
+                        str(tmp_path / "out"), "--workers", "0"])
+    rows = {Path(row["file"]).relative_to(tmp_path / "own").as_posix(): row
+            for row in read_lines(tmp_path / "out" / "predictions.jsonl")}
+    assert list(rows) == ["1.jfif", "2", "3.NEF", "图/4.ppm"] and (told["images"], told["unreadable"]) == (4, 1)
+    assert rows["2"]["probabilities"] == pytest.approx(rows["图/4.ppm"]["probabilities"], abs=1e-6)
+    assert rows["3.NEF"]["error"].endswith("; to read .nef: convert it to JPEG or PNG")
+    assert ("left out: 2 hidden or system, 1 .csv, 1 folders named like an image, 1 without suffix"
+            in (folder / "log.txt").read_text(encoding="utf-8"))
+    table = (tmp_path / "out" / "predictions.csv").read_bytes()
+    assert table.startswith("\ufefffile,prediction".encode()) and "图".encode() in table
 
 
 def test_a_dual_task_model_tells_the_distribution(place, start):
@@ -168,6 +192,13 @@ def test_files_are_found_below_folders_and_in_lists(tmp_path):
     assert find_files(tmp_path / "b" / "notes.md") == [tmp_path / "b" / "notes.md"]
     (tmp_path / "list.txt").write_text("\ufeffa.png\n\n  b/2.JPG  \n", encoding="utf-8")
     assert find_files(tmp_path / "list.txt") == [tmp_path / "a.png", tmp_path / "b" / "2.JPG"]
+    (tmp_path / "list.txt").write_text("b/notes.md\nb\n", encoding="utf-8")  # what is named has a row in any case
+    assert find_files(tmp_path / "list.txt") == [tmp_path / "b" / "notes.md", tmp_path / "b"]
+    (tmp_path / "none").mkdir()
+    for name in ("1.csv", "2.csv", ".3.png"):
+        (tmp_path / "none" / name).touch()
+    with pytest.raises(InputError, match=r"none names no image to predict \(left out: 2 \.csv, 1 hidden or system\)"):
+        find_files(tmp_path / "none")
 
 
 def test_classes_in_another_order_keep_their_images_and_shares(tmp_path):

@@ -69,6 +69,11 @@ def test_the_summary_of_a_run_without_labels_says_so():
     assert "no accuracy" in lines[-1]
 
 
+def test_the_summary_of_a_run_that_scored_nothing_says_so():
+    for splits in ({}, {"test": {}}):
+        assert "labelled" not in (text := format_summary({"splits": splits})) and "nothing was scored" in text
+
+
 # --- many -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("values, text", [

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from clip.model import CLIP
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.data import PARAMS, ViewLoader
 from utils.errors import InputError
+from utils.image_formats import HINTS
 from utils.images import Decoding, choose_decoding, read_image
-from utils.readers import IMAGE_SUFFIXES, read_text
+from utils.listing import in_brackets, list_images, tell_left_out
+from utils.readers import read_text
 from utils.record import write_text
 from utils.shared_memory import affordable_workers, batch_bytes
 from utils.transforms import WeakView, build_views
@@ -69,18 +72,21 @@ def restore(cfg: CfgNode, clip_model: CLIP, state: dict) -> Tunable:
 def find_files(path: Path) -> list[Path]:
     """One image; all images below a folder, sorted; or the paths in a .txt file, relative to its folder.
 
-    Only a folder is searched by the images' suffixes. Raises FileNotFoundError, InputError where nothing is found.
+    Only in a folder are other files left out, which one line tells; images that cannot be opened here are not: their
+    rows say why. Raises FileNotFoundError, InputError where nothing is found.
     """
     if not path.exists():
         raise FileNotFoundError(f"--predict {path} does not exist; give an image, a folder or a .txt list of files")
+    left_out: Counter[str] = Counter()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        files = list_images(path, left_out, below=True, also=HINTS)
     elif path.suffix.lower() == ".txt":
         files = [path.parent / line.strip() for line in read_text(path).splitlines() if line.strip()]
     else:
         files = [path]
     if not files:
-        raise InputError(f"{path} names no image to predict")
+        raise InputError(f"{path} names no image to predict{in_brackets(left_out)}")
+    tell_left_out(left_out)
     return files
 
 
@@ -133,7 +139,10 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
 
 
 def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: Path) -> tuple[Path, Path]:
-    """predictions.csv (a column `p(<class>)` per class) and predictions.jsonl (the rows as they are) in `folder`."""
+    """predictions.csv (a column `p(<class>)` per class) and predictions.jsonl (the rows as they are) in `folder`.
+
+    The table opens with a byte order mark: without it Excel takes UTF-8 for the system's own encoding.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -143,7 +152,7 @@ def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: P
         writer.writerow([row["file"], row.get("prediction", ""), _rounded(row.get("confidence")),
                          *(_rounded(shares.get(name)) for name in classnames), row.get("error", "")])
     paths = folder / "predictions.csv", folder / "predictions.jsonl"
-    write_text(paths[0], table.getvalue())
+    write_text(paths[0], "\ufeff" + table.getvalue())
     write_text(paths[1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return paths
 

@@ -14,7 +14,8 @@ from yacs.config import CfgNode
 
 from .config import PROJECT
 from .errors import InputError
-from .readers import configured_classnames, existing, list_images, read_json, read_mat, read_text
+from .listing import list_class, list_folders, list_images, tell_left_out
+from .readers import configured_classnames, existing, read_json, read_mat, read_text
 
 IMAGENET_CLASSNAMES = PROJECT / "configs" / "datasets" / "imagenet_classnames.txt"  # its origin: the .md beside it
 COOP_SPLIT = "put CoOp's split_zhou_*.json beside it"  # in place of a MATLAB file
@@ -48,12 +49,11 @@ class Listing:
 def folder_rows(images: Path, prefix: str = "", skip: Sequence[str] = ()) -> Rows:
     """Rows of images/prefix/<class>/*. Raises InputError for a class folder without images, or if there are none."""
     base = existing("folder of images", images / prefix)
-    rows = []
-    for folder in sorted(path for path in base.iterdir() if path.is_dir() and path.name not in skip):
-        found = list_images(folder)
-        if not found:
-            raise InputError(f"class folder {folder} holds no image; restore or remove it")
-        rows += [(path.relative_to(images).as_posix(), folder.name) for path in found]
+    rows, left_out = [], Counter()
+    for folder in list_folders(base):
+        if folder.name not in skip:
+            rows += [(path.relative_to(images).as_posix(), folder.name) for path in list_class(folder, left_out)]
+    tell_left_out(left_out)
     if not rows:
         raise InputError(f"{base} holds no class folders with images")
     return rows

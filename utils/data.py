@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -85,8 +86,7 @@ def carve(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item]
     """(rest, part): a seeded draw of `fraction` of each class, both in the original order."""
     rng = np.random.default_rng(seed)
     chosen: set[int] = set()
-    for label in sorted({item.label for item in items}):
-        members = [i for i, item in enumerate(items) if item.label == label]
+    for members in group_by_label(items):
         chosen.update(rng.permutation(members)[: round(fraction * len(members))].tolist())
     return ([item for i, item in enumerate(items) if i not in chosen],
             [item for i, item in enumerate(items) if i in chosen])
@@ -96,10 +96,17 @@ def few_shot(items: Sequence[Item], shots: int, seed: int) -> list[Item]:
     """`shots` items of each class, drawn with the seed; a class with fewer gives all that it has."""
     rng = np.random.default_rng(seed)
     chosen: set[int] = set()
-    for label in sorted({item.label for item in items}):
-        members = [i for i, item in enumerate(items) if item.label == label]
+    for members in group_by_label(items):
         chosen.update(rng.permutation(members)[:shots].tolist())
     return [item for i, item in enumerate(items) if i in chosen]
+
+
+def group_by_label(items: Sequence[Item]) -> list[list[int]]:
+    """The items' indices by label, in the labels' order; found in one pass."""
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        groups[item.label].append(index)
+    return [groups[label] for label in sorted(groups)]
 
 
 def subsample_classes(splits: Splits, part: str) -> Splits:
@@ -110,8 +117,9 @@ def subsample_classes(splits: Splits, part: str) -> Splits:
         return splits
     middle = (len(splits.classnames) + 1) // 2
     kept = splits.classnames[:middle] if part == "base" else splits.classnames[middle:]
-    if not kept:
-        raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part}: {splits.name} has only {len(splits.classnames)} class(es)")
+    if len(kept) < 2:
+        raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part}: of {splits.name}'s {len(splits.classnames)} class(es) it "
+                         f"leaves {len(kept)}: with one alone there is nothing to learn")
     if any(item.label == UNKNOWN for items in (splits.train, splits.val, splits.test) for item in items):
         raise InputError(f"DATASET.SUBSAMPLE_CLASSES {part} needs labels, and images of {splits.name} have none")
     return order_classes(splits, kept)

@@ -22,7 +22,8 @@ from .emotion_datasets import (
     read_twitter_ldl,
 )
 from .errors import InputError
-from .readers import carve_splits, configured_classnames, existing, list_images
+from .folder_dataset import read_folder
+from .readers import carve_splits, existing
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def load_dataset(cfg: CfgNode) -> Splits:
         raise InputError(f"{splits.name} has no training images under {splits.root}")
     log.info("%s: %d classes, %d train, %d val, %d test images", splits.name, len(splits.classnames),
              len(splits.train), len(splits.val), len(splits.test))
+    check_sizes(splits, cfg)
     if all(item.label == UNKNOWN for item in [*splits.train, *splits.val, *splits.test]):
         log.info("%s has no labels: the run tells agreement with the text classifier and confidence, no accuracy",
                  splits.name)
@@ -63,6 +65,19 @@ def check_classnames(classnames: list[str]) -> None:
     twice = [name for name, count in Counter(classnames).items() if count > 1]
     if twice:
         raise InputError(f"duplicated class name {twice[0]!r}; every class needs a name of its own")
+
+
+def check_sizes(splits: Splits, cfg: CfgNode) -> None:
+    """InputError where the fraction that was asked for leaves the test split empty; a line in the log where it leaves
+    validation so."""
+    if cfg.DATASET.SPLIT_FILE or all(item.label == UNKNOWN for item in splits.train):
+        return
+    told = "the %s split of %s is empty: DATASET.%s_FRACTION %g of each class's images is none"
+    if not splits.test and cfg.DATASET.TEST_FRACTION:
+        raise InputError(told % ("test", splits.name, "TEST", cfg.DATASET.TEST_FRACTION)
+                         + "; raise it, or give more images")
+    if not splits.val and cfg.DATASET.VAL_FRACTION:
+        log.info(told, "validation", splits.name, "VAL", cfg.DATASET.VAL_FRACTION)
 
 
 def read_demo(cfg: CfgNode) -> Splits:
@@ -85,40 +100,6 @@ def read_demo(cfg: CfgNode) -> Splits:
         items[row["split"]].append(Item(root / row["file"], label, classes[label], tuple(row["distribution"])))
     check_images(items["train"] + items["test"])
     return carve_splits(cfg, "demo", root, classes, items["train"], items["test"])
-
-
-def read_folder(cfg: CfgNode) -> Splits:
-    """A user's own images under ROOT: train/<class>/*, test/<class>/*, or unlabelled images in train/ itself.
-
-    Class names come from the folders or from DATASET.CLASSNAMES, a list or one text file. Images without a class
-    folder have no label. Without a test folder the test split is carved from train, or, where nothing is
-    labelled, is the training images themselves.
-    """
-    root = existing("data set folder", Path(cfg.DATASET.ROOT))
-    train_root = existing("folder of training images", root / "train")
-    classes = configured_classnames(cfg) or sorted(p.name for p in train_root.iterdir() if p.is_dir())
-    if not classes:
-        raise InputError(f"{train_root} has no class folders: name the classes in DATASET.CLASSNAMES")
-    train = _folder_items(train_root, classes)
-    test = _folder_items(root / "test", classes) if (root / "test").is_dir() else None
-    labelled = any(item.label != UNKNOWN for item in train)
-    if test is None and not labelled:
-        return Splits(root.resolve().name, root, classes, train, [], train)
-    return carve_splits(cfg, root.resolve().name, root, classes, train, test)
-
-
-def _folder_items(folder: Path, classes: list[str]) -> list[Item]:
-    strangers = [p.name for p in folder.iterdir() if p.is_dir() and p.name not in classes]
-    if strangers:
-        raise InputError(f"{folder / strangers[0]} is none of the classes {', '.join(classes[:10])}")
-    items = [Item(path, UNKNOWN, "") for path in list_images(folder)]
-    for label, name in enumerate(classes):
-        if (folder / name).is_dir():
-            found = list_images(folder / name)
-            if not found:
-                raise InputError(f"class folder {folder / name} holds no image; fill or remove it")
-            items += [Item(path, label, name) for path in found]
-    return items
 
 
 READERS = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from yacs.config import CfgNode
 
 from .data import Item, Splits
 from .errors import InputError
+from .listing import list_images, tell_left_out
 from .readers import (
     carve_splits,
     check_complete,
@@ -22,7 +24,6 @@ from .readers import (
     data_folder,
     existing,
     find_image,
-    list_images,
     read_json,
     read_mat,
     read_text,
@@ -153,10 +154,11 @@ def read_artphoto(cfg: CfgNode) -> Splits:
     """ArtPhoto (Machajdik and Hanbury, MM 2010): 806 images, ROOT/ArtPhoto/<emotion>_*.jpg. The names give the labels;
     there are no votes."""
     root = data_folder(cfg, *FOLDERS["artphoto"])
-    items = []
-    for path in list_images(root):
+    items, left_out = [], Counter()
+    for path in list_images(root, left_out):
         emotion = _emotion(path.name.split("_")[0], MIKELS, str(path))
         items.append(Item(path, MIKELS.index(emotion), emotion))
+    tell_left_out(left_out)
     splits = carve_splits(cfg, "artphoto", root, list(MIKELS), items, None)
     check_complete(cfg, splits, len(MIKELS), 806, "https://www.imageemotion.org")
     return splits

@@ -15,7 +15,6 @@ from .errors import InputError
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def existing(what: str, *paths: Path) -> Path:
@@ -66,11 +65,6 @@ def read_mat(path: Path, otherwise: str) -> dict:
         raise InputError(f"{path} is no MATLAB file ({error}); restore it") from error
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
 def find_image(root: Path, name: str, where: str, folders: Sequence[str] = ("",)) -> Path:
     """The image that an annotation calls `name`, relative to one of `folders` of `root`; either slash separates.
 
@@ -82,6 +76,11 @@ def find_image(root: Path, name: str, where: str, folders: Sequence[str] = ("",)
         raise InputError(f"{where}: image {name!r} must be a path inside {root}")
     places = [root / folder / relative.as_posix() for folder in folders]
     return next((place for place in places if place.is_file()), places[0])
+
+
+def normal_name(name: str) -> str:
+    """A class's name as names are compared: `_` and spaces alike, regardless of case."""
+    return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def configured_classnames(cfg: CfgNode) -> list[str]:
@@ -103,11 +102,12 @@ def check_items(items: Sequence[Item]) -> None:
 
 
 def carve_splits(cfg: CfgNode, name: str, root: Path, classnames: list[str], train: list[Item],
-                 test: list[Item] | None) -> Splits:
+                 test: list[Item] | None, val: list[Item] | None = None) -> Splits:
     """Carve what is not given: the test split from all, validation from train."""
     if test is None:
         train, test = carve(train, cfg.DATASET.TEST_FRACTION, cfg.SEED)
-    train, val = carve(train, cfg.DATASET.VAL_FRACTION, cfg.SEED)
+    if val is None:
+        train, val = carve(train, cfg.DATASET.VAL_FRACTION, cfg.SEED)
     return Splits(name, root, classnames, train, val, test)
 
 
