@@ -103,9 +103,14 @@ def variant(tmp_path, read_dataset):
                                           ("imagenet_s", "imagenet-sketch/images"),
                                           ("imagenet_s", "imagenet-sketch/sketch")])
 def test_coops_places_of_the_variants(tmp_path, read_dataset, name, folder):
-    images(tmp_path / folder / WNIDS[999], "1.jpg")
-    assert told(read_dataset(name)) == {"train": [(f"{WNIDS[999]}/1.jpg", 0, "toilet paper")], "val": [], "test": (
-        [(f"{WNIDS[999]}/1.jpg", 0, "toilet paper")] if name == "imagenet_r" else [])}
+    images(tmp_path / folder / WNIDS[999], *(f"{i}.jpg" for i in range(5)))
+    splits = told(read_dataset(name))
+    everything = [(f"{WNIDS[999]}/{i}.jpg", 0, "toilet paper") for i in range(5)]
+    assert len(splits["train"]) == 4 and splits["val"] == []
+    if name == "imagenet_r":
+        assert splits["test"] == everything
+    else:
+        assert len(splits["test"]) == 1 and sorted(splits["train"] + splits["test"]) == everything
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -133,7 +133,7 @@ def test_every_file_that_looks_like_an_image_has_a_row(unlabelled, place, tmp_pa
             for row in read_lines(tmp_path / "out" / "predictions.jsonl")}
     assert list(rows) == ["1.jfif", "2", "3.NEF", "图/4.ppm"] and (told["images"], told["unreadable"]) == (4, 1)
     assert rows["2"]["probabilities"] == pytest.approx(rows["图/4.ppm"]["probabilities"], abs=1e-6)
-    assert rows["3.NEF"]["error"].endswith("; to read .nef: convert it to JPEG or PNG")
+    assert rows["3.NEF"]["error"].endswith("; convert it to JPEG or PNG")
     assert ("left out: 2 hidden or system, 1 .csv, 1 folders named like an image, 1 without suffix"
             in (folder / "log.txt").read_text(encoding="utf-8"))
     table = (tmp_path / "out" / "predictions.csv").read_bytes()

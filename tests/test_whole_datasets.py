@@ -30,7 +30,7 @@ def test_missing_classes_are_refused_by_the_program_too(tmp_path, read_dataset):
         read_dataset("eurosat", *WHOLE)
     assert "\n" not in str(caught.value)
     assert len(read_dataset("eurosat").classnames) == 3
-    assert read_dataset("eurosat", "DATASET.SUBSAMPLE_CLASSES", "new").classnames == ["Herbaceous Vegetation Land"]
+    assert read_dataset("eurosat", "DATASET.SUBSAMPLE_CLASSES", "base").classnames == ["Annual Crop Land", "Forest"]
     with pytest.raises(InputError, match="3 classes"):
         LaFTer.main(["--dataset-config-file", "eurosat", "--root", str(tmp_path), "--output-dir", str(tmp_path / "o"),
                      "--backbone", "configs/demo/demo_clip.pt"])
