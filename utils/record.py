@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from .config import flatten, read_yaml
 from .data import Splits
 from .errors import InputError, TrainingError
-from .files import write_whole
+from .files import read_text, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class Run:
         """The content of final.json. Raises InputError where it is damaged."""
         path = self.folder / "final.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(read_text(path))
         except ValueError as error:
             raise InputError(f"{path} is no valid JSON ({error}); delete it to write it anew with --resume "
                              "auto") from error
