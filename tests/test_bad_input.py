@@ -55,8 +55,9 @@ def test_a_class_without_texts(message, tmp_path):
 
 
 def test_a_text_that_is_too_long(message, tmp_path):
-    said = message(*describe(tmp_path, cat=["A cat has whiskers."], dog=["A dog is very " + "good " * 90 + "indeed."]))
-    assert "A dog is very good" in said and "77" in said
+    said = message(*describe(tmp_path, cat=["A cat has whiskers."], dog=["A dog is very " + "good " * 90 + "indeed."]),
+                   "TEXT.TRUNCATE", "False")
+    assert "1 texts of more than 77 tokens: dog (1)" in said and "texts.json" in said and "TEXT.TRUNCATE True" in said
 
 
 def test_a_file_that_is_no_image(message, tmp_path):

@@ -82,7 +82,7 @@ def test_an_experiment_needs_little(experiment):
 @pytest.mark.parametrize("text, words", [
     (PLAIN + "sedes: [1]", "unknown key sedes; an experiment has output, options, seeds, axes"),
     ("- a\n- b", "must hold KEY: value pairs"),
-    ("options: [", "x.yaml: while parsing"),
+    ("options: [", "x.yaml is no valid YAML: while parsing"),
     (PLAIN.replace("output: runs", ""), "'output' must name the folder"),
     (PLAIN.replace("[1, 2]", "[1, one]"), "'seeds' must be a list of integers, not [1, 'one']"),
     (PLAIN.replace("[1, 2]", "[]"), "'seeds' must be a list of integers"),

@@ -27,6 +27,7 @@ from utils.transforms import WeakView, build_views
 from utils.utils import Tunable
 
 from .build import build_student
+from .distributed import bar_settings
 from .speed import micro_batches
 from .training import load_tuned
 
@@ -116,7 +117,7 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
     loader = ViewLoader(ImageFiles(files, weak), model.adapter.weight.device, batch_size=batch_size,
                         num_workers=min(cfg.DATALOADER.NUM_WORKERS, -(-len(files) // batch_size)))
     names = iter(files)
-    for batch in tqdm(loader, desc="prediction", leave=False):
+    for batch in tqdm(loader, desc="prediction", leave=False, **bar_settings()):
         probabilities = torch.cat([model(micro["weak"]).logits.softmax(-1).cpu() for micro in micro_batches(batch)])
         for row, error in zip(probabilities, batch["error"]):
             file = str(next(names))

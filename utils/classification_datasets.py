@@ -181,7 +181,8 @@ def unpack_cifar(definition: Definition, root: Path, download: bool) -> None:
             for folder in folders:
                 folder.mkdir(parents=True)
             rows = enumerate(zip(dataset.data, dataset.targets))
-            for number, (pixels, label) in tqdm(rows, desc=f"{target.name} {split}", total=len(dataset), leave=False):
+            for number, (pixels, label) in tqdm(rows, desc=f"{target.name} {split}", total=len(dataset), leave=False,
+                                                disable=None):
                 Image.fromarray(pixels).save(folders[label] / f"{number:05d}.png", compress_level=1)
         os.replace(partial, target)
     finally:

@@ -23,10 +23,11 @@ def read_text(path: Path) -> str:
                          "Save As, Encoding UTF-8), or restore it") from error
 
 
-def read_json(path: Path) -> object:
-    """The content of a JSON file; InputError that names a damaged one and where it breaks."""
+def read_json(path: Path, **settings: object) -> object:
+    """The content of a JSON file, read with the `settings` of json.loads; InputError that names a damaged one and
+    where it breaks."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), **settings)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is no valid JSON ({error}); restore it") from error
 
