@@ -65,12 +65,16 @@ def test_without_labels_a_run_tells_agreement_and_confidence(unlabelled):
     assert set(methods) == {"zero_shot", "text_classifier", "untrained", "last", "best"}
     for name, metrics in methods.items():
         of_stages = {"stage_agreement", "stage_cka"} if name in ("untrained", "last", "best") else set()
-        assert set(metrics) == {"confidence"} | ({"agreement"} if name != "text_classifier" else set()) | of_stages
-        assert all(0 <= metrics[measure] <= 1 for measure in set(metrics) - of_stages)
+        agreement = {"agreement"} if name != "text_classifier" else set()
+        assert set(metrics) == {"confidence", "predicted"} | agreement | of_stages
+        assert all(0 <= metrics[measure] <= 1 for measure in set(metrics) - of_stages - {"predicted"})
+        assert len(metrics["predicted"]) == len(result["classnames"]) and sum(metrics["predicted"]) == 15
+    assert result["test_in_train"] == 15
     rows = read_rows(folder / "metrics.jsonl")
     assert rows[-1]["test"] == methods["last"] and "pseudo_label_accuracy" not in rows[-1]
     log = (folder / "log.txt").read_text(encoding="utf-8")
     assert "has no labels" in log and "there is no accuracy" in log and "test agreement" in log and "top-1" not in log
+    assert "15 of the test images are training images" in log and "predicted, test: " in log
 
 
 def test_two_commands_lead_from_unlabelled_images_to_a_table(unlabelled, place):

@@ -39,9 +39,12 @@ def read_run(folder: Path, epoch: int | None, cfg: CfgNode, classnames: Sequence
     """The checkpoint of a run's last epoch, or of `epoch`; `expected` is what it must agree in, as in load_checkpoint.
 
     Raises FileNotFoundError for a folder or an epoch that is not there, InputError for another trainer's checkpoint
-    and, by name, for one that knows other classes than `classnames`; their order may differ.
+    or of another backbone, and, by name, for one that knows other classes than `classnames`; their order may differ.
     """
     state = load_checkpoint(find_checkpoint(folder, epoch), {"trainer": cfg.TRAINER.NAME, **(expected or {})})
+    here, there = cfg.MODEL.BACKBONE.NAME, CfgNode.load_cfg(state["config"]).MODEL.BACKBONE.NAME
+    if here != there and {here, there} <= set(clip.available_models()):  # told before either is downloaded
+        raise InputError(f"{folder} was trained on {there}, not on {here}: leave --backbone out")
     known = state["classnames"]
     if classnames is not None and set(classnames) != set(known):
         new = [name for name in classnames if name not in known]

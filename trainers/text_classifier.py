@@ -22,8 +22,8 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
     """The weight [classes, embed_dim] of Linear(embed_dim, classes, bias=False) after TEXT.EPOCHS full-batch steps.
 
     In each step the unit-length text features get Gaussian noise of std TEXT.NOISE_STD, which makes up for the gap
-    between texts and images (LaFTer, section 3.1). The noise is drawn on the CPU: the same on every device. Without a step it is the
-    class means of the texts, as a random weight would classify nothing.
+    between texts and images (LaFTer, section 3.1). The noise is drawn on the CPU: the same on every device.
+    With TEXT.EPOCHS 0 it is the class means of the texts: a weight that no step has changed would be random.
     """
     if not cfg.TEXT.EPOCHS:
         log.info("TEXT.EPOCHS 0: the text classifier is the mean of each class's texts, untrained")

@@ -53,7 +53,7 @@ def tell_same_classes(means: Tensor, classnames: Sequence[str]) -> list[tuple[st
     cosines = (means @ means.t()).triu(diagonal=1)
     pairs = [(classnames[a], classnames[b]) for a, b in (cosines > SAME_CLASS).nonzero().tolist()]
     if pairs:
-        log.warning("this CLIP's text tower cannot tell these classes apart (cosine above %g): %s; what is predicted of "
+        log.warning("to this CLIP the texts of these classes are the same (cosine above %g): %s; what it predicts of "
                     "them means nothing. Describe them in words that it knows (DATASET.CLASSNAMES, "
                     "DATASET.DESCRIPTIONS), or take another --backbone", SAME_CLASS,
                     shorten([f"{a} and {b}" for a, b in pairs]))
@@ -181,22 +181,22 @@ def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: C
     else:
         features, cut = cached
     log.info("text features: %d texts %s", len(features), "encoded" if cached is None else "from the cache")
-    tell_cut_texts(labels[cut], classnames, clip_model.context_length, mode, cfg)
+    if cut.any():
+        tell_cut_texts(labels, cut, classnames, clip_model.context_length, mode, cfg)
     return TextFeatures(features, labels, clip_model.logit_scale.exp().item())
 
 
-def tell_cut_texts(labels: Tensor, classnames: Sequence[str], context_length: int, mode: str, cfg: CfgNode) -> None:
-    """One line about the texts that are too long, whose classes are `labels`; InputError without TEXT.TRUNCATE."""
-    if not len(labels):
-        return
+def tell_cut_texts(labels: Tensor, cut: Tensor, classnames: Sequence[str], context_length: int, mode: str,
+                   cfg: CfgNode) -> None:
+    """One line about the texts that are too long; InputError without TEXT.TRUNCATE."""
     source = {"lafter": f"{cfg.DATASET.DESCRIPTIONS} and DATASET.TEMPLATES", "templates_only": "DATASET.TEMPLATES",
               "zero_shot": "TEXT.ZERO_SHOT_TEMPLATE", "cls_only": "the class names"}[mode]
-    counts = Counter(labels.tolist())
-    told = (f"texts of more than {context_length} tokens: "
-            + shorten([f"{classnames[label]} ({count})" for label, count in counts.items()]) + f", from {source}")
+    counts = Counter(classnames[label] for label in labels[cut].tolist())
+    told = (f"{int(cut.sum())} of {len(cut)} texts have more than {context_length} tokens (class "
+            + shorten([f"{name}: {count}" for name, count in counts.items()]) + f"; from {source})")
     if not cfg.TEXT.TRUNCATE:
-        raise InputError(f"{len(labels)} {told}; shorten them, or let CLIP read their beginning: TEXT.TRUNCATE True")
-    log.warning("%d %s; they are cut there (TEXT.TRUNCATE False refuses them)", len(labels), told)
+        raise InputError(f"{told}; shorten them, or let CLIP read their beginning: TEXT.TRUNCATE True")
+    log.warning("%s and are cut there; TEXT.TRUNCATE False refuses them", told)
 
 
 def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:

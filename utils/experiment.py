@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from .config import load_config, read_yaml
 from .errors import InputError
 from .flags import parse_flags
-from .record import Run, run_folder
+from .record import Run, dataset_name, run_folder
 
 KEYS = ("output", "options", "seeds", "axes")
 OWN = ("SEED", "EXP_NAME", "OUTPUT_DIR", "RESUME")  # what the experiment itself sets for each run
@@ -72,7 +72,7 @@ def _build_cell(names: Sequence[str], options: Sequence[str], seed: int, output:
     if flags.eval_only or flags.predict or flags.list_datasets:
         raise InputError("--eval-only, --predict and --list cannot be options: an experiment's runs are trained")
     plain = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
-    dataset = Path(plain.DATASET.ROOT).resolve().name if plain.DATASET.NAME == "folder" else plain.DATASET.NAME
+    dataset = dataset_name(plain)
     told = run_folder(plain, dataset).parts[-4:-1]  # a level named as one of these folders need not be told again
     experiment = "-".join([*(name for name in names if name not in told), f"seed{seed}"])
     arguments = [*options, "--output-dir", output, "--exp-name", experiment, "--seed", str(seed), "--resume", "auto"]

@@ -39,6 +39,11 @@ def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
     return Path(cfg.OUTPUT_DIR) / dataset / (trainer or cfg.TRAINER.NAME) / backbone / experiment
 
 
+def dataset_name(cfg: CfgNode) -> str:
+    """The name of the configured data set, as its splits will have it: a folder's own, else DATASET.NAME."""
+    return Path(cfg.DATASET.ROOT).resolve().name if cfg.DATASET.NAME == "folder" else cfg.DATASET.NAME
+
+
 def backbone_label(name: str) -> str:
     """A backbone's name as part of a path: ViT-B/32 → ViT-B-32, weights/my_clip.pt → my_clip."""
     return Path(name).stem if Path(name).suffix else name.replace("/", "-")

@@ -21,10 +21,13 @@ def parse_options(options: Sequence[str], texts: Collection[str]) -> dict[str, o
     for place, value in enumerate(options[1::2]):
         start, end = value.lstrip("\"'"), value.rstrip("\"'")
         if end.endswith(",") or (start.startswith(("[", "(")) and not end.endswith(("]", ")"))):
+            words = options[2 * place + 1:]
+            last = next((number for number, word in enumerate(words) if not word.endswith(",")), len(words) - 1)
             raise InputError(f"quote the list, which the shell divides at its spaces: {options[2 * place]} "
-                             f"\"{' '.join(options[2 * place + 1:])}\"")
+                             f"\"{' '.join(words[:last + 1])}\"")
     if len(options) % 2:
-        raise InputError(f"trailing options come as KEY VALUE pairs, but {options[-1]!r} stands alone")
+        raise InputError(f"trailing options come as KEY VALUE pairs, but {options[-1]!r} stands alone; a value with "
+                         "spaces needs quotes")
     return {key: value if key in texts else _parse(value) for key, value in zip(options[::2], options[1::2])}
 
 
