@@ -119,7 +119,7 @@ def load_config(dataset_file: str = "", trainer_file: str = "", flags: dict[str,
         _merge_file(cfg, find_config(trainer_file))
     else:
         preview = copy.deepcopy(cfg)
-        _merge_values(preview, named, "flags")
+        _merge_values(preview, named, "command line")
         for path in trainer_files(preview.TRAINER.NAME, preview.MODEL.BACKBONE.NAME):
             _merge_file(cfg, path)
     _merge_values(cfg, flags or {}, "flags")

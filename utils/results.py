@@ -48,27 +48,30 @@ def format_summary(result: dict) -> str:
 
 
 def prediction_notes(result: dict) -> list[str]:
-    """What a reader of the figures must know of the predictions: how many each class gets from the last model, where
-    nearly all are one class, and whether the test images were trained on."""
+    """What a reader of the figures must know of the predictions: how many each class gets, where nearly all are one
+    class, and whether the test images were trained on."""
     names, notes, one_class = result.get("classnames", []), [], []
     for split, methods in result["splits"].items():
-        counts = next((metrics["predicted"] for metrics in reversed(methods.values()) if "predicted" in metrics), None)
-        if counts and names:
-            ranked = sorted(zip(names, counts), key=lambda pair: -pair[1])
-            told = [f"{name} {count}" for name, count in ranked[:SHOWN_CLASSES]]
-            rest = ranked[SHOWN_CLASSES:]
-            notes.append(f"predicted, {split}: {', '.join(told)}" + (
-                f"; {len(rest)} more classes {sum(count for _, count in rest)}" if rest else "")
-                + (f"; {never} of {len(ranked)} classes never" if (never := counts.count(0)) and rest else ""))
-        for method, metrics in methods.items():
-            if (label := one_sided(metrics)) is not None and names:
-                one_class.append(f"{split}, {METHODS[method]}: {names[label]}")
+        counted = {method: metrics for method, metrics in methods.items() if "predicted" in metrics}
+        if counted:
+            method = [name for name in counted if name != "best"][-1]
+            notes.append(f"predicted, {split}, {METHODS[method]}: {_count(names, counted[method]['predicted'])}")
+        one_class += [f"{split}, {METHODS[method]}: {names[label]}" for method, metrics in counted.items()
+                      if (label := one_sided(metrics)) is not None]
     if one_class:
         notes.append(f"nearly all images are predicted as one class ({'; '.join(one_class)}): these figures mean "
                      "nothing, unless the images are so")
     if shared := result.get("test_in_train"):
         notes.append(f"{shared} of the test images are training images: their figures tell nothing of new images")
     return notes
+
+
+def _count(names: Sequence[str], counts: Sequence[int]) -> str:
+    ranked = sorted(zip(names, counts), key=lambda pair: -pair[1])
+    rest = ranked[SHOWN_CLASSES:]
+    never = f", {counts.count(0)} classes never" if counts.count(0) else ""
+    return ", ".join(f"{name} {count}" for name, count in ranked[:SHOWN_CLASSES]) + (
+        f"; {len(rest)} others {sum(count for _, count in rest)}{never}" if rest else "")
 
 
 def _show(key: str, value: float) -> str:
