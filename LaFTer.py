@@ -21,14 +21,15 @@ from clip.model import CLIP
 from trainers import distributed
 from trainers.backbone import environment, load_clip
 from trainers.build import build_student, build_training, count_parameters
+from trainers.checks import check_inputs, check_training
 from trainers.engine import evaluate, fit, predict
 from trainers.loaders import build_loaders
-from trainers.objective import Objective
+from trainers.objective import Objective, generated_distributions
 from trainers.plain import plain_features
 from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
 from trainers.speed import prepare_blocks
 from trainers.text_classifier import train_text_classifier
-from trainers.texts import text_features
+from trainers.texts import tell_same_classes, text_features
 from trainers.training import Training
 from utils.catalogue import format_datasets, list_datasets
 from utils.checkpoint import drop_later, find_checkpoint, find_latest, keep_best
@@ -37,14 +38,14 @@ from utils.data import Splits, ViewLoader, build_loader, load_splits, order_clas
 from utils.datasets import load_dataset
 from utils.errors import InputError, SystemFailure
 from utils.failures import plain_errors
+from utils.files import read_json
 from utils.flags import Flags, parse_flags
 from utils.images import summarise_unreadable
 from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
-from utils.metrics import score
+from utils.metrics import one_sided, score
 from utils.pictures import choose_items, draw_predictions
 from utils.published import settings_label
-from utils.readers import read_json
 from utils.record import Run, dataset_identity, run_folder, write_text
 from utils.results import format_summary
 from utils.rng import seed_generators
@@ -57,13 +58,16 @@ def main(argv: list[str] | None = None) -> dict:
     """Run what the command line asks for; returns the content of final.json, or an evaluation's or prediction's."""
     flags = parse_flags(argv)
     if flags.list_datasets:
-        root = Path(flags.values.get("DATASET.ROOT", default_config().DATASET.ROOT))
+        root = Path(flags.values.get("DATASET.ROOT", default_config().DATASET.ROOT)).expanduser()
         sys.stdout.write(format_datasets(list_datasets(root)) + "\n")
         return {}
     cfg = configure(flags)
     if flags.predict:
         return predict_run(cfg, flags)
     with Interrupts() as interrupts, distributed.process_group(cfg.DEVICE):
+        distributed.agree(lambda: check_inputs(cfg))
+        if not flags.eval_only:
+            distributed.agree(lambda: check_training(cfg))
         with collect_logs() as messages:  # the run's folder, where they belong, is named after the data set
             splits = distributed.agree(lambda: load_dataset(cfg), in_turn=True)
         if flags.eval_only:
@@ -115,6 +119,7 @@ def configure(flags: Flags) -> CfgNode:
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
     seed_generators(cfg.SEED)
+    generated_distributions(cfg, splits.classnames)  # what is wrong with them is told before hours of work
     clip_model = distributed.agree(lambda: load_clip(cfg), in_turn=True)
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
     loaders = distributed.agree(lambda: build_loaders(cfg, read, clip_model.visual.input_resolution,
@@ -125,6 +130,8 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
               "classnames": splits.classnames, "environment": environment(clip_model),
               "splits": {split: {} for split in evaluation}}
     log.info("settings: %s", result["settings"])
+    if shared := len({item.path for item in splits.test} & {item.path for item in splits.train}):
+        result["test_in_train"] = shared
     classifier, references = None, {}
     if not cfg.TEXT.SKIP:
         classifier, references = text_phase(cfg, splits, clip_model, evaluation, result)
@@ -175,9 +182,11 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
     zero_shot = text_features(clip_model, splits.classnames, "zero_shot", cfg)
     classifiers = {"zero_shot": zero_shot.logit_scale * zero_shot.class_means(num_classes)}
     classifier, references = zero_shot.class_means(num_classes), {}
+    texts = zero_shot
     if cfg.TEXT.MODE != "zero_shot":
         texts = text_features(clip_model, splits.classnames, cfg.TEXT.MODE, cfg)
         classifier = classifiers["text_classifier"] = train_text_classifier(texts, num_classes, cfg, device)
+    tell_same_classes(texts.class_means(num_classes), splits.classnames)
     for split, loader in evaluation.items():
         outputs = plain_features(clip_model, loader, split)
         if outputs["unreadable"]:
@@ -190,6 +199,9 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
             result["splits"][split][name] = metrics
             if "top1" in metrics:
                 log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
+        if (label := one_sided(metrics)) is not None:
+            log.warning("%s: the classifier that labels the images predicts nearly all of them as %s", split,
+                        splits.classnames[label])
     return classifier.to(device), references
 
 
@@ -229,7 +241,7 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
         loaders = distributed.agree(lambda: build_loaders(cfg, scored, clip_model.visual.input_resolution,
                                                           clip_model.visual.proj.device), in_turn=True)
         evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
-        result = {"dataset": splits.name, "epoch": state["epoch"], "splits": {
+        result = {"dataset": splits.name, "epoch": state["epoch"], "classnames": splits.classnames, "splits": {
             split: {"tuned": metrics} for split, metrics in evaluate(model, evaluation).items()}}
         if distributed.is_main():
             write_text(folder / f"eval_{splits.name}_epoch{state['epoch']}.json", json.dumps(result, indent=2) + "\n")
@@ -268,6 +280,9 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
         table, lines = write_predictions(rows, state["classnames"], out)
         log.info("%d images predicted with epoch %d, %d could not be read; %s, %s", len(rows) - failed, state["epoch"],
                  failed, table, lines)
+    if failed == len(rows):
+        raise InputError(f"none of the {failed} images could be read; {table} says why of each. The first: "
+                         f"{rows[0]['error']}")
     return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(table), str(lines)]}
 
 

@@ -115,7 +115,8 @@ def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str
     waiting = deque(cell for cell in waiting if cell.name not in failures)
     running: dict[int, tuple[Cell, subprocess.Popen]] = {}
     shown = ""
-    with tqdm(total=len(cells), initial=sum(cell.finished for cell in cells), unit="run", smoothing=0) as bar:
+    with tqdm(total=len(cells), initial=sum(cell.finished for cell in cells), unit="run", smoothing=0,
+              disable=None) as bar:
         try:
             while waiting or running:
                 for slot in range(jobs):
@@ -167,7 +168,7 @@ def prepare(cells: Sequence[Cell]) -> dict[str, str]:
 def environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
     """For the run in a slot: its GPU, its share of the cores, no progress bars in its log."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    env = {"OMP_NUM_THREADS": str(threads), **os.environ, "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8"}
+    env = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONIOENCODING": "utf-8"}
     return env | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
 

@@ -33,7 +33,7 @@ from trainers.texts import read_descriptions  # noqa: E402
 from utils.config import load_config  # noqa: E402
 from utils.datasets import check_classnames, load_dataset  # noqa: E402
 from utils.errors import InputError  # noqa: E402
-from utils.readers import read_text  # noqa: E402
+from utils.readers import read_names  # noqa: E402
 from utils.record import write_text  # noqa: E402
 
 log = logging.getLogger("generate_descriptions")
@@ -183,7 +183,7 @@ def generate(endpoint: Endpoint, classnames: Sequence[str], path: Path, per_clas
 def read_classnames(arguments: argparse.Namespace) -> list[str]:
     """From a text file, or from a data set that is present."""
     if arguments.classnames:
-        names = [line.strip() for line in read_text(arguments.classnames).splitlines() if line.strip()]
+        names = read_names(arguments.classnames)
     else:
         cfg = load_config(arguments.dataset_config_file, flags={"DATASET.ROOT": arguments.root})
         names = load_dataset(cfg).classnames

@@ -74,7 +74,7 @@ def draw_faces(count: int, family: str, seed: int, captions: int = 0) -> Faces:
     """At least `count` faces of a family, drawn by all cores."""
     jobs = [(seed + i, family, captions) for i in range(math.ceil(count / CHUNK))]
     with multiprocessing.Pool() as pool:
-        chunks = list(tqdm(pool.imap(draw_chunk, jobs), total=len(jobs), desc=f"drawing {family} faces"))
+        chunks = list(tqdm(pool.imap(draw_chunk, jobs), total=len(jobs), desc=f"drawing {family} faces", disable=None))
     pixels, actions, labels, texts = ([row for part in parts for row in part] for parts in zip(*chunks))
     return Faces(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(actions),
                  torch.tensor(np.array(labels)), texts)
@@ -189,14 +189,15 @@ def train(args: argparse.Namespace) -> None:
     faces = draw_faces(args.images, "pretrain", 1_000_000 * (args.seed + 1), args.captions)
     held_out = {family: draw_faces(500, family, 500_000_000 + i * 1000) for i, family in enumerate(FAMILIES)}
     actions = (faces.actions - faces.actions.mean(0)) / faces.actions.std(0)
-    tokens = torch.stack([clip.tokenize(texts) for texts in tqdm(faces.captions, desc="reading captions")]).int()
+    captions = tqdm(faces.captions, desc="reading captions", disable=None)
+    tokens = torch.stack([clip.tokenize(texts) for texts in captions]).int()
     model, reader = build(tokens), nn.Linear(SIZES["embed_dim"], actions.shape[1])
     optimizer = build_optimizer(model, reader, args.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / args.warmup, 1.0) * 0.5 * (
         1 + math.cos(math.pi * step / args.steps)))
     write_row(args.log, {"settings": vars(args) | SIZES, "words": tokens.unique().numel()}, "w")
     grid, start, history = (SIZES["image_resolution"] // SIZES["vision_patch_size"]) ** 2, time.perf_counter(), []
-    for step in tqdm(range(1, args.steps + 1), desc="training"):
+    for step in tqdm(range(1, args.steps + 1), desc="training", disable=None):
         index = torch.randint(len(tokens), (args.batch,), generator=generator)
         texts = tokens[index, torch.randint(args.captions, (args.batch,), generator=generator)].long()
         kept = round(grid * (args.keep if step <= args.keep_until * args.steps else 1))

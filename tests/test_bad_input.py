@@ -55,11 +55,49 @@ def test_a_class_without_texts(message, tmp_path):
 
 
 def test_a_text_that_is_too_long(message, tmp_path):
-    said = message(*describe(tmp_path, cat=["A cat has whiskers."], dog=["A dog is very " + "good " * 90 + "indeed."]))
-    assert "A dog is very good" in said and "77" in said
+    said = message(*describe(tmp_path, cat=["A cat has whiskers."], dog=["A dog is very " + "good " * 90 + "indeed."]),
+                   "TEXT.TRUNCATE", "False")
+    assert "have more than 77 tokens (class dog: 1; from" in said and "texts.json" in said
+    assert "TEXT.TRUNCATE True" in said
 
 
 def test_a_file_that_is_no_image(message, tmp_path):
     (tmp_path / "photos" / "train" / "cat" / "9.png").write_text("no image", encoding="utf-8")
     said = message("--dataset-config-file", "folder", "--epochs", "1", "--txt_epochs", "1", "DATASET.VAL_FRACTION", "0")
     assert "cannot read image" in said and "9.png" in said and "replace or remove it" in said
+
+
+# --- before any data are read: these folders do not even exist ------------------------------------------------------
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--backbone", "ViT-B/17"], "unknown backbone 'ViT-B/17': it is none of ViT-B/32"),
+    (["--backbone", "my_clip.pt"], "there is no checkpoint my_clip.pt"),
+    (["--transforms", "gaussian_blurr"], "INPUT.TRANSFORMS: unknown gaussian_blurr; valid: random_resized_crop"),
+    (["--resume", "nowhere"], "nowhere"),
+    (["DATASET.SPLIT_FILE", "nowhere.json"], "split file nowhere.json does not exist"),
+    (["--txt_cls", "lafter", "DATASET.DESCRIPTIONS", "nowhere.json"], "nowhere.json does not exist"),
+    (["DATASET.TEXT_FEATURES", "nowhere.npz"], "DATASET.TEXT_FEATURES nowhere.npz does not exist"),
+])
+def test_what_cannot_be_had_is_refused_first(message, tmp_path, arguments, words):
+    root = [] if "--root" in arguments else ["--root", str(tmp_path / "no_data")]
+    assert words in message("--dataset-config-file", "folder", *root, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_experiment_with_other_settings_is_refused_first(message, tmp_path):
+    folder = tmp_path / "out" / "no_data" / "LaFTer" / "demo_clip" / "trial"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n", encoding="utf-8")
+    said = message("--dataset-config-file", "folder", "--root", str(tmp_path / "no_data"), "--exp-name", "trial",
+                   "--txt_cls", "cls_only")
+    assert "trial holds an unfinished run" in said
+
+
+def test_a_missing_circle_is_told_before_the_text_phase(message, caplog):
+    caplog.set_level("INFO")
+    said = message("--dataset-config-file", "folder", "--txt_cls", "cls_only", "--dual_task")
+    assert 'set DATASET.CIRCLE to the emotions in their order around it, such as "[anger, disgust' in said
+    assert "text features" not in caplog.text
+    said = message("--dataset-config-file", "folder", "--txt_cls", "cls_only", "--dual_task", "DATASET.CIRCLE",
+                   "cat, cow")
+    assert "class 'dog' is not on the circle cat, cow" in said and "text features" not in caplog.text

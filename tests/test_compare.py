@@ -81,8 +81,8 @@ def test_an_experiment_needs_little(experiment):
 
 @pytest.mark.parametrize("text, words", [
     (PLAIN + "sedes: [1]", "unknown key sedes; an experiment has output, options, seeds, axes"),
-    ("- a\n- b", "unknown key a list"),
-    ("options: [", "x.yaml: while parsing"),
+    ("- a\n- b", "must hold KEY: value pairs"),
+    ("options: [", "x.yaml is no valid YAML: while parsing"),
     (PLAIN.replace("output: runs", ""), "'output' must name the folder"),
     (PLAIN.replace("[1, 2]", "[1, one]"), "'seeds' must be a list of integers, not [1, 'one']"),
     (PLAIN.replace("[1, 2]", "[]"), "'seeds' must be a list of integers"),
@@ -92,7 +92,7 @@ def test_an_experiment_needs_little(experiment):
     (PLAIN.replace("slow:", "a/b:"), "'a/b' cannot be a level's name"),
     (PLAIN.replace("--lr 1e-4", "--lr '1e-4"), "has an open quote"),
     (PLAIN.replace("--lr 1e-4", "4"), "x.yaml: rate, slow must be options of LaFTer.py, as one text or a list, not 4"),
-    (PLAIN.replace("--lr 1e-4", "--rate 1e-4"), "x.yaml, LaFTer, slow: unrecognized arguments: --rate"),
+    (PLAIN.replace("--lr 1e-4", "--rate 1e-4"), "x.yaml, LaFTer, slow: unknown flag --rate"),
     (PLAIN.replace("--lr 1e-4", "--lr -1"), "LaFTer, slow: OPTIM.LR is -1.0; it must be above 0"),
     (PLAIN.replace("MULTI_LAYER_PROMPT.MODE", "MODE"), "LaFTer, fast: unknown key MODE"),
     (PLAIN.replace("demo", "nowhere"), "LaFTer, slow: no configuration file nowhere"),

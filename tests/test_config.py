@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import utils.config
-from utils.config import PROJECT, default_config, image_size, load_config, resolve_path
+from utils.config import PATHS, PROJECT, default_config, flatten, image_size, load_config, resolve_path
 from utils.errors import InputError
 
 
@@ -184,6 +184,47 @@ def test_a_template_with_a_colon_is_a_text():
 def test_an_unknown_key_is_named_with_near_ones(key, near):
     message = refusal(key, "1")
     assert key in message and near in message.split("valid:")[1]
+
+
+@pytest.mark.parametrize("key, valid, most", [("TEXT.ZQXJKVWPYB", "TEXT.CACHE_DIR", 200), ("of", "OPTIM.*", 400)])
+def test_a_key_without_near_ones_gets_its_section_or_the_sections(key, valid, most):
+    message = refusal(key, "1")
+    assert valid in message and len(message) < most
+
+
+@pytest.mark.parametrize("options, list_", [
+    (("DATASET.CLASSNAMES", "[a,", "b]"), "[a, b]"),
+    (("DATASET.CLASSNAMES", "[a,", "b,", "c]", "SEED", "1"), "[a, b, c]"),
+    (("DATASET.CLASSNAMES", "a,", "b"), "a, b"), (("INPUT.SIZE", "(224,", "224)"), "(224, 224)"),
+    (("SEED", "1", "DATASET.CLASSNAMES", "'[a,", "b]'"), "'[a, b]'"),
+])
+def test_a_list_that_the_shell_divided(options, list_):
+    message = refusal(*options)
+    assert "quote the list" in message and f'"{list_}"' in message and len(message) < 150
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("SEED: 1\nOPTIM:\n  LR: 0.1\n  GAMMA: 0.5\n  LR: 0.2\n", encoding="utf-8")
+    for where in ("dataset", "trainer"):
+        message = refusal(**{where: str(tmp_path / "x.yaml")})
+        assert "x.yaml: 'LR' stands twice in one place (line 3)" in message
+
+
+def test_a_yaml_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfSEED: 3\r\n")
+    assert load(trainer=str(tmp_path / "x.yaml")).SEED == 3
+
+
+def test_home_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("SEED: 5\nDATASET: {ROOT: ~/data}\n", encoding="utf-8")
+    others = [key for key in PATHS if key not in ("DATASET.ROOT", "DATASET.CLASSNAMES")]
+    values = dict(flatten(load("DATASET.CLASSNAMES", "~/names", *(part for key in others for part in (key, "~/x")),
+                               trainer="~/own.yaml")))
+    assert values["SEED"] == 5 and values["DATASET.ROOT"] == f"{tmp_path}/data"
+    assert values["DATASET.CLASSNAMES"] == [f"{tmp_path}/names"]
+    assert {key: values[key] for key in others} == dict.fromkeys(others, f"{tmp_path}/x")
 
 
 def test_an_unknown_key_of_a_file_names_the_file(tmp_path):

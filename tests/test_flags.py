@@ -175,6 +175,27 @@ def test_contradictions_and_mistakes_are_refused(argv, words):
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("argv, near", [
+    (["--batch-size", "8"], "--batch_size"), (["--txt-cls=lafter"], "--txt_cls"), (["--epoch", "3"], "--epochs"),
+    (["--Root", "x"], "--root"), (["OPTIM.LR", "1", "-root", "x"], "--root"), (["--dataset-config", "x"], "--dataset"),
+])
+def test_an_unknown_flag_gets_its_near_ones(argv, near):
+    message = refusal(*argv)
+    name = next(word for word in argv if word.startswith("-")).split("=")[0]
+    assert message.startswith(f"unknown flag {name}; did you mean --") and near in message and len(message) < 150
+
+
+def test_what_is_far_from_all_flags_gets_no_guess():
+    assert "did you mean" not in refusal("--colour", "red")
+
+
+def test_home_is_expanded_in_the_flags_that_are_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    flags = parse_flags(["--predict", "~/x.jpg", "--predict-out", "~/out", "--model-dir", "~/run"])
+    assert (flags.predict, flags.predict_out, flags.model_dir) == ("/home/me/x.jpg", "/home/me/out", "/home/me/run")
+
+
 @pytest.mark.parametrize("argv", [
     ["--backbone", "ViT-B/16", "--arch", "ViT-B/16"], ["--trainer", "MultiLayerLaFTer", "--multi_layer_prompt"],
     ["--dual_task", "--direct_dualtask"], ["--zero_shot", "--no-train"], ["--txt_cls", "lafter", "--gpt_prompts"],

@@ -74,6 +74,15 @@ def test_no_habits_that_hide_faults(path):
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=name)
+def test_progress_bars_are_for_terminals(path):
+    """tqdm with disable=None, or as `bar_settings` says: elsewhere it would fill a log file."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and called(node) in ("tqdm", "trange"):
+            assert any(word.arg == "disable" or (word.arg is None and called(word.value) == "bar_settings")
+                       for word in node.keywords), f"{name(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=name)
 def test_no_wildcards_and_no_long_files(path):
     assert not any(alias.name == "*" for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)
                    for alias in node.names)

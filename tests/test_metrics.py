@@ -115,8 +115,9 @@ def test_score_of_labelled_images():
     distributions = PROBS.roll(1, 0)
     got = metrics.score(PROBS, LABELS, distributions)
     assert got == {**metrics.classification_metrics(PROBS, LABELS),
-                   **metrics.distribution_metrics(PROBS, distributions)}
-    assert set(metrics.score(PROBS, LABELS)) == {"top1", "macro_f1", "ece", "per_class_accuracy", "confusion_matrix"}
+                   **metrics.distribution_metrics(PROBS, distributions), "predicted": [3, 2, 1, 0]}
+    assert set(metrics.score(PROBS, LABELS)) == {"top1", "macro_f1", "ece", "per_class_accuracy", "confusion_matrix",
+                                                 "predicted"}
     assert got["confusion_matrix"] == metrics.confusion_matrix(PROBS, LABELS).tolist()
     assert json.loads(json.dumps(got)) == got
 
@@ -183,7 +184,8 @@ def test_score_leaves_out_unlabelled_images():
 
 def test_score_without_any_label_is_the_confidence():
     got = metrics.score(PROBS, torch.full((6,), -1))
-    assert got == {"confidence": pytest.approx((0.7 + 0.5 + 0.8 + 1.0 + 0.4 + 0.9) / 6, rel=1e-6)}
+    assert got == {"confidence": pytest.approx((0.7 + 0.5 + 0.8 + 1.0 + 0.4 + 0.9) / 6, rel=1e-6),
+                   "predicted": [3, 2, 1, 0]}
 
 
 @pytest.mark.parametrize("probs, labels, reason", [
@@ -216,3 +218,12 @@ def test_classification_metrics_refuse(probs, labels, reason):
 def test_distribution_metrics_refuse(name, probs, targets, reason):
     with pytest.raises(InputError, match=reason):
         getattr(metrics, name)(probs, targets)
+
+
+@pytest.mark.parametrize("counts, top1, expected", [
+    ([1, 57, 0], None, 1), ([0, 19, 1], None, 1), ([0, 18, 2], None, None), ([0, 19, 0], None, None),  # too few
+    ([58], None, None), ([1, 57, 0], 0.3, 1), ([1, 57, 0], 0.98, None),  # the labels say so too
+])
+def test_one_class_that_takes_nearly_all(counts, top1, expected):
+    assert metrics.one_sided({"predicted": counts} | ({} if top1 is None else {"top1": top1})) == expected
+    assert metrics.one_sided({"top1": 0.5}) is None  # a record from before the counts

@@ -13,6 +13,7 @@ from PIL import Image
 
 import LaFTer
 from trainers.predict import ImageFiles, find_files
+from utils.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from utils.data import Item, Splits, ViewLoader, build_loader, order_classes
 from utils.demo_faces import draw_dataset
 from utils.errors import InputError
@@ -67,12 +68,16 @@ def test_without_labels_a_run_tells_agreement_and_confidence(unlabelled):
     assert set(methods) == {"zero_shot", "text_classifier", "untrained", "last", "best"}
     for name, metrics in methods.items():
         of_stages = {"stage_agreement", "stage_cka"} if name in ("untrained", "last", "best") else set()
-        assert set(metrics) == {"confidence"} | ({"agreement"} if name != "text_classifier" else set()) | of_stages
-        assert all(0 <= metrics[measure] <= 1 for measure in set(metrics) - of_stages)
+        agreement = {"agreement"} if name != "text_classifier" else set()
+        assert set(metrics) == {"confidence", "predicted"} | agreement | of_stages
+        assert all(0 <= metrics[measure] <= 1 for measure in set(metrics) - of_stages - {"predicted"})
+        assert len(metrics["predicted"]) == len(result["classnames"]) and sum(metrics["predicted"]) == 15
+    assert result["test_in_train"] == 15
     rows = read_rows(folder / "metrics.jsonl")
     assert rows[-1]["test"] == methods["last"] and "pseudo_label_accuracy" not in rows[-1]
     log = (folder / "log.txt").read_text(encoding="utf-8")
     assert "has no labels" in log and "there is no accuracy" in log and "test agreement" in log and "top-1" not in log
+    assert "15 of the test images are training images" in log and "predicted, test, tuned, last epoch: " in log
 
 
 def test_two_commands_lead_from_unlabelled_images_to_a_table(unlabelled, place):
@@ -138,6 +143,29 @@ def test_every_file_that_looks_like_an_image_has_a_row(unlabelled, place, tmp_pa
             in (folder / "log.txt").read_text(encoding="utf-8"))
     table = (tmp_path / "out" / "predictions.csv").read_bytes()
     assert table.startswith("\ufefffile,prediction".encode()) and "图".encode() in table
+
+
+def test_where_nothing_can_be_read_the_files_are_written_and_the_status_is_1(unlabelled, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "photos" / name).write_text("no image", encoding="utf-8")
+    with pytest.raises(SystemExit, match="none of the 2 images could be read; .*predictions.csv says why.*a.jpg"):
+        LaFTer.exit_with_message(lambda: LaFTer.main([
+            "--predict", str(tmp_path / "photos"), "--model-dir", str(unlabelled[0]), "--predict-out",
+            str(tmp_path / "out"), "--workers", "0"]))
+    assert [Path(row["file"]).name for row in read_lines(tmp_path / "out" / "predictions.jsonl")] == ["a.jpg", "b.png"]
+
+
+def test_another_backbone_is_refused_before_it_is_downloaded(unlabelled, place, tmp_path):
+    shutil.copytree(unlabelled[0], tmp_path / "run")
+    path = find_checkpoint(tmp_path / "run")
+    state = load_checkpoint(path, {})
+    state["config"] = state["config"].replace("configs/demo/demo_clip.pt", "ViT-B/32")
+    save_checkpoint(path, state)
+    with pytest.raises(InputError, match="was trained on ViT-B/32, not on ViT-B/16: leave --backbone out"):
+        LaFTer.main(["--predict", str(place / "photos"), "--model-dir", str(tmp_path / "run"), "--backbone", "ViT-B/16",
+                     "MODEL.DOWNLOAD_ROOT", str(tmp_path / "weights")])
+    assert not (tmp_path / "weights").exists()
 
 
 def test_a_dual_task_model_tells_the_distribution(place, start):

@@ -246,3 +246,26 @@ def test_the_command_writes_tables_pictures_and_report(tmp_path, caplog):
             assert picture.format == "PNG"
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert not (tmp_path / "report.html").exists()
+
+
+# --- what the predictions are ---------------------------------------------------------------------------------------
+
+def test_the_summary_counts_the_predictions_and_says_where_they_mean_nothing():
+    names = ["beach", "city", "forest"]
+    methods = {"zero_shot": {"confidence": 0.4, "predicted": [20, 20, 18]},
+               "last": {"confidence": 0.4, "agreement": 0.9, "predicted": [1, 57, 0]},
+               "best": {"confidence": 0.4, "agreement": 0.9, "predicted": [0, 0, 58]}}
+    lines = format_summary({"classnames": names, "splits": {"test": methods}, "test_in_train": 58}).splitlines()
+    assert "predicted, test, tuned, last epoch: city 57, beach 1, forest 0" in lines
+    (told,) = [line for line in lines if line.startswith("nearly all images are predicted as one class")]
+    assert "test, tuned, last epoch: city" in told and "best on validation: forest" in told and "zero-shot" not in told
+    assert "58 of the test images are training images: their figures tell nothing of new images" in lines
+
+
+def test_the_predictions_of_many_classes_are_told_shortly():
+    counts = [0] * 30 + list(range(1, 21))
+    methods = {"last": {"top1": 0.5, "predicted": counts}}
+    result = {"classnames": [f"c{i}" for i in range(50)], "splits": {"test": methods}}
+    (told,) = [line for line in format_summary(result).splitlines() if line.startswith("predicted")]
+    assert told.endswith(": c49 20, c48 19, c47 18, c46 17, c45 16, c44 15, c43 14, c42 13; 42 others 78, 30 classes "
+                         "never")

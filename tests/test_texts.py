@@ -1,4 +1,4 @@
-"""Phase 1: texts of the classes, their features, a cache that cannot be stale, and the classifier learnt from them."""
+"""Phase 1: texts of the classes, their features and a cache that cannot be stale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 import clip
 from clip.model import CLIP
-from trainers.text_classifier import train_text_classifier
 from trainers.texts import (
     TextFeatures,
     cache_key,
@@ -21,6 +20,7 @@ from trainers.texts import (
     encode_texts,
     read_descriptions,
     read_text_features,
+    tell_same_classes,
     text_features,
 )
 from utils.config import PROJECT, load_config
@@ -104,6 +104,21 @@ def test_no_template_is_refused(configure):
         class_texts(NAMES, "templates_only", configure("DATASET.TEMPLATES", "[]"))
 
 
+def test_class_names_match_descriptions_whatever_the_case_or_underscores(configure, tmp_path, caplog):
+    """As LaFTer's own files need, which also have one class twice."""
+    path = tmp_path / "described.json"
+    path.write_bytes(b'\xef\xbb\xbf{"Red Fox": ["a"], "OWL": ["b"], "red_fox": ["c", "a"], "OWL": ["d"]}')
+    texts = class_texts(NAMES, "lafter", configure("DATASET.TEMPLATES", "['{}']"))
+    assert texts == [["a", "c", "red fox"], ["b", "d", "owl"]]
+    assert caplog.text.count("WARNING") == 1 and "'Red Fox' and 'red_fox' are one class" in caplog.text
+
+
+def test_the_shipped_cifar100_file_describes_folders_named_with_spaces(configure):
+    cfg = configure("DATASET.DESCRIPTIONS", "configs/descriptions/CIFAR100.json")
+    spaced, underscored = (class_texts([name], "lafter", cfg) for name in ("aquarium fish", "aquarium_fish"))
+    assert spaced == underscored and len(spaced[0]) >= 12
+
+
 # --- features and their cache ---------------------------------------------------------------------------------------
 
 def test_sorted_batches_equal_one_by_one(model):
@@ -162,6 +177,30 @@ def test_a_damaged_cache_is_made_anew(model, configure, tmp_path, caplog, place)
     assert path.read_bytes() != damaged
 
 
+def test_texts_that_are_too_long_are_cut_counted_and_named(model, configure, tmp_path, caplog):
+    """75 words fill CLIP's 77 tokens; the 76th is cut, with the cache as without it."""
+    (tmp_path / "described.json").write_text(json.dumps({"red_fox": ["fox " * 75, "fox " * 75 + "owl"],
+                                                         "owl": ["fox " * 75 + "red", "owl " * 90]}), encoding="utf-8")
+    for source in ("encoded", "from the cache"):
+        caplog.clear()
+        caplog.set_level("INFO")
+        texts = text_features(model, NAMES, "lafter", configure())
+        assert source in caplog.text
+        assert "3 of 8 texts have more than 77 tokens (class red_fox: 1, owl: 2; from" in caplog.text
+        assert "described.json" in caplog.text and caplog.text.count("WARNING") == 1
+        torch.testing.assert_close(texts.features[[1, 4]], texts.features[[0, 0]])
+        with pytest.raises(InputError, match="3 of 8 texts.*TEXT.TRUNCATE True"):
+            text_features(model, NAMES, "lafter", configure("TEXT.TRUNCATE", "False"))
+
+
+def test_classes_whose_embeddings_coincide_are_named(caplog):
+    means = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.02, 0.0], [1.0, 0.1, 0.0], [0.0, 0.0, 1.0]]), dim=-1)
+    assert tell_same_classes(means, ["beach", "city", "forest", "sea"]) == [("beach", "city")]  # .9998, .995, .997
+    assert caplog.text.count("WARNING") == 1 and "beach and city" in caplog.text
+    caplog.clear()
+    assert tell_same_classes(means[1:], ["city", "forest", "sea"]) == [] and not caplog.text
+
+
 def test_the_cache_key_tells_everything_apart():
     base = dict(texts=[["a", "b"], ["c"]], weights_hash="w", precision="fp32", quick_gelu=True)
     variants = [{"weights_hash": "v"}, {"precision": "fp16"}, {"quick_gelu": False}, {"texts": [["a", "B"], ["c"]]},
@@ -200,6 +239,8 @@ def test_embeddings_with_labels_or_class_names(npz):
     texts = read_text_features(npz(features=FEATURES, classnames=["fox", "badger", "owl"]), ["owl", "fox"], 3)
     torch.testing.assert_close(texts.features, UNIT[[0, 2]])  # the badger is not asked for
     assert (texts.labels.tolist(), texts.logit_scale, texts.features.dtype) == ([1, 0], 100.0, torch.float32)
+    texts = read_text_features(npz(features=FEATURES, classnames=["Polar_bear", "x", "OWL"]), ["owl", "polar bear"], 3)
+    assert texts.labels.tolist() == [1, 0]
 
 
 def test_rows_are_selected_by_template(npz):
@@ -220,7 +261,7 @@ def test_rows_are_selected_by_template(npz):
     (dict(features=FEATURES), ("labels", "classnames")),
     (dict(features=FEATURES, labels=[0, 1]), ("3 features", "2 labels")),
     (dict(features=FEATURES, labels=[0, 0, 0]), ("'fox'",)),
-    (dict(features=FEATURES, classnames=["fox", "Owl", "fox"]), ("'owl'",)),
+    (dict(features=FEATURES, classnames=["fox", "eagle", "fox"]), ("'owl'",)),
     (dict(features=FEATURES, labels=[0, 1, 0], template=["a", "b", "a"]), ("'fox'",)),
     (dict(features=np.array([["a", "b", "c"]]), labels=[0]), ("features",)),
 ])
@@ -272,35 +313,3 @@ def test_real_embeddings():
     assert len(both.features) == 16
     cosines = both.class_means(8) @ single.class_means(8).t()
     assert cosines.argmax(1).tolist() == list(range(8))  # either template, the same class
-
-
-# --- the classifier -------------------------------------------------------------------------------------------------
-
-def toy_texts(seed: int, per_class: int = 20) -> TextFeatures:
-    """Unit features of three classes around three random directions."""
-    centres = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(3).repeat_interleave(per_class)
-    noise = torch.randn(len(labels), 32, generator=torch.Generator().manual_seed(seed))
-    return TextFeatures(F.normalize(centres[labels] + 0.8 * noise, dim=-1), labels, 100.0)
-
-
-def test_the_classifier_learns_what_separates_the_texts(configure):
-    cfg = configure("TEXT.EPOCHS", "60", "TEXT.LR", "0.01")
-    weight = train_text_classifier(toy_texts(1), 3, cfg, torch.device("cpu"))
-    assert weight.shape == (3, 32) and not weight.requires_grad
-    for texts in (toy_texts(1), toy_texts(2)):  # the second were never seen
-        assert ((texts.features @ weight.t()).argmax(1) == texts.labels).float().mean() > 0.97
-    untrained = train_text_classifier(toy_texts(1), 3, configure("TEXT.EPOCHS", "0"), torch.device("cpu"))
-    assert ((toy_texts(2).features @ untrained.t()).argmax(1) == toy_texts(2).labels).float().mean() < 0.8
-
-
-def test_the_classifier_depends_on_the_seed_alone(configure):
-    def train(*options):
-        return train_text_classifier(toy_texts(1), 3, configure("TEXT.EPOCHS", "5", *options), torch.device("cpu"))
-
-    first = train()
-    torch.rand(17)
-    assert torch.equal(train(), first)
-    assert not torch.allclose(train("SEED", "2"), first)
-    assert not torch.allclose(train("TEXT.NOISE_STD", "0"), first)  # the noise is there
-    assert not torch.allclose(train("TEXT.LABEL_SMOOTHING", "0"), first)

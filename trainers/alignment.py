@@ -18,7 +18,7 @@ def fit_alignment(model: MultiLayerLaFTer, loader: DataLoader, ridge: float) -> 
     """The maps [stages, 1 + embed_dim, embed_dim] from each stage's features to the final ones, as `solve_alignment`
     gives them, from one pass of the plain encoder over a loader's weak views; no label is looked at."""
     visual, moments = model.clip.visual, Moments()
-    for batch in tqdm(loader, desc="alignment", leave=False):
+    for batch in tqdm(loader, desc="alignment", leave=False, **distributed.bar_settings()):
         if "weak" not in batch:  # no image of the batch could be read
             continue
         for micro in micro_batches(batch):

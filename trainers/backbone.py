@@ -23,7 +23,7 @@ def load_clip(cfg: CfgNode) -> CLIP:
     """The backbone on its device, in its precision, at INPUT.SIZE, with its stages."""
     device = choose_device(cfg.DEVICE)
     backbone = cfg.MODEL.BACKBONE
-    name = backbone.NAME if backbone.NAME in clip.available_models() else str(resolve_path(backbone.NAME))
+    name = find_backbone(backbone.NAME)
     model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
                          image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
                          stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
@@ -32,6 +32,20 @@ def load_clip(cfg: CfgNode) -> CLIP:
             log.warning("%s was trained on images of another INPUT.%s than %s: set it to %s", backbone.NAME, key,
                         list(cfg.INPUT[key]), list(meant))
     return model.requires_grad_(False)
+
+
+def find_backbone(name: str) -> str:
+    """What clip.load takes: a model's name, or the path of a checkpoint from here or from the project's folder.
+
+    Raises InputError where `name` is neither; nothing is read or downloaded.
+    """
+    if name in clip.available_models():
+        return name
+    path = resolve_path(name)
+    if not path.exists():
+        raise InputError(f"unknown backbone {name!r}: it is none of {', '.join(clip.available_models())}, and there is "
+                         f"no checkpoint {path}")
+    return str(path)
 
 
 def choose_device(name: str) -> torch.device:

@@ -61,9 +61,9 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def bar_settings() -> dict[str, bool]:
-    """For tqdm: the other processes show no bars. The first leaves it to tqdm, which heeds TQDM_DISABLE."""
-    return {} if is_main() else {"disable": True}
+def bar_settings() -> dict[str, bool | None]:
+    """For tqdm: the first process shows bars, and None means on a terminal alone: they would fill a log file."""
+    return {"disable": None if is_main() else True}
 
 
 @contextlib.contextmanager

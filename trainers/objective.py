@@ -13,6 +13,19 @@ from utils.losses import DualTaskLoss, MultiStageConsistencyLoss
 from .lafter import Prediction
 
 
+def generated_distributions(cfg: CfgNode, classnames: list[str]) -> Tensor | None:
+    """The distributions [classes, classes] that belong to the labels; None where no dual task asks for them, or it
+    learns annotated ones. Raises InputError where DATASET.CIRCLE is missing or a class is not on it."""
+    annotated = cfg.DATASET.DISTRIBUTION_STRATEGY != "strategy1" and cfg.TRAIN.SUPERVISION == "labels"
+    if not cfg.DUAL_TASK.ENABLED or annotated:
+        return None
+    if not cfg.DATASET.CIRCLE:
+        raise InputError("a dual task generates distributions on an emotion circle: set DATASET.CIRCLE to the emotions "
+                         "in their order around it, such as \"[anger, disgust, fear, sadness, surprise, joy]\"")
+    return strategy1(torch.arange(len(classnames)), class_distances(classnames, cfg.DATASET.CIRCLE),
+                     cfg.DATASET.SIGMA_CONF, cfg.DATASET.EPSILON)
+
+
 class Objective:
     """Classification, by cross-entropy or, as a dual task, together with the emotion distribution; and, for a model
     with several stages, their consistency.
@@ -30,13 +43,7 @@ class Objective:
         self.dual_task = None
         if cfg.DUAL_TASK.ENABLED:
             self.dual_task = DualTaskLoss(cfg.DUAL_TASK.LAMBDA, cfg.DUAL_TASK.TEMPERATURE)
-        self.annotated = cfg.DATASET.DISTRIBUTION_STRATEGY != "strategy1" and cfg.TRAIN.SUPERVISION == "labels"
-        self.generated: Tensor | None = None  # [classes, classes]: the distribution that belongs to each label
-        if self.dual_task and not self.annotated:
-            if not cfg.DATASET.CIRCLE:
-                raise InputError("a dual task generates distributions on an emotion circle: set DATASET.CIRCLE")
-            self.generated = strategy1(torch.arange(len(classnames)), class_distances(classnames, cfg.DATASET.CIRCLE),
-                                       cfg.DATASET.SIGMA_CONF, cfg.DATASET.EPSILON)
+        self.generated = generated_distributions(cfg, classnames)
 
     def __call__(self, prediction: Prediction, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parts of the loss, scalars; their sum is minimised. `labels` [batch]: true or pseudo."""

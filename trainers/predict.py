@@ -21,16 +21,17 @@ from clip.model import CLIP
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.data import PARAMS, ViewLoader
 from utils.errors import InputError
+from utils.files import read_text
 from utils.image_formats import HINTS
 from utils.images import Decoding, choose_decoding, read_image
 from utils.listing import in_brackets, list_images, tell_left_out
-from utils.readers import read_text
 from utils.record import write_text
 from utils.shared_memory import affordable_workers, batch_bytes
 from utils.transforms import WeakView, build_views
 from utils.utils import Tunable
 
 from .build import build_student
+from .distributed import bar_settings
 from .speed import micro_batches
 from .training import load_tuned
 
@@ -42,9 +43,12 @@ def read_run(folder: Path, epoch: int | None, cfg: CfgNode, classnames: Sequence
     """The checkpoint of a run's last epoch, or of `epoch`; `expected` is what it must agree in, as in load_checkpoint.
 
     Raises FileNotFoundError for a folder or an epoch that is not there, InputError for another trainer's checkpoint
-    and, by name, for one that knows other classes than `classnames`; their order may differ.
+    or of another backbone, and, by name, for one that knows other classes than `classnames`; their order may differ.
     """
     state = load_checkpoint(find_checkpoint(folder, epoch), {"trainer": cfg.TRAINER.NAME, **(expected or {})})
+    here, there = cfg.MODEL.BACKBONE.NAME, CfgNode.load_cfg(state["config"]).MODEL.BACKBONE.NAME
+    if here != there and {here, there} <= set(clip.available_models()):  # told before either is downloaded
+        raise InputError(f"{folder} was trained on {there}, not on {here}: leave --backbone out")
     known = state["classnames"]
     if classnames is not None and set(classnames) != set(known):
         new = [name for name in classnames if name not in known]
@@ -125,7 +129,7 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
     loader = ViewLoader(ImageFiles(files, weak, choose_decoding(cfg, own=True)), model.adapter.weight.device, workers,
                         cfg.DATALOADER.TIMEOUT, batch_size=batch_size)
     names = iter(files)
-    for batch in tqdm(loader, desc="prediction", leave=False):
+    for batch in tqdm(loader, desc="prediction", leave=False, **bar_settings()):
         probabilities = torch.cat([model(micro["weak"]).logits.softmax(-1).cpu() for micro in micro_batches(batch)])
         for row, error in zip(probabilities, batch["error"]):
             file = str(next(names))

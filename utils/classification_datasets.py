@@ -35,8 +35,8 @@ from .classification_readers import (
 )
 from .data import Item, Splits
 from .errors import InputError
-from .files import move_in, whole_folder
-from .readers import carve_splits, check_complete, check_items, find_image, read_json
+from .files import move_in, read_json, whole_folder
+from .readers import carve_splits, check_complete, check_items, find_image
 
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset
@@ -211,7 +211,8 @@ def unpack_cifar(definition: Definition, source: Path, root: Path, download: boo
             for path in folders:
                 path.mkdir(parents=True)
             rows = enumerate(zip(dataset.data, dataset.targets))
-            for number, (pixels, label) in tqdm(rows, desc=f"{target.name} {split}", total=len(dataset), leave=False):
+            for number, (pixels, label) in tqdm(rows, desc=f"{target.name} {split}", total=len(dataset), leave=False,
+                                                disable=None):
                 Image.fromarray(pixels).save(folders[label] / f"{number:05d}.png", compress_level=1)
 
 

@@ -14,8 +14,9 @@ from yacs.config import CfgNode
 
 from .config import PROJECT
 from .errors import InputError
+from .files import read_json, read_text
 from .listing import list_class, list_folders, list_images, tell_left_out
-from .readers import configured_classnames, existing, read_json, read_mat, read_text
+from .readers import configured_classnames, existing, read_mat
 
 IMAGENET_CLASSNAMES = PROJECT / "configs" / "datasets" / "imagenet_classnames.txt"  # its origin: the .md beside it
 COOP_SPLIT = "put CoOp's split_zhou_*.json beside it"  # in place of a MATLAB file

@@ -5,17 +5,20 @@ Keys keep the names of Dassl and CoOp where those have one, so that their YAML f
 
 from __future__ import annotations
 
-import ast
-import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode as CN
 
 from .errors import InputError
+from .files import read_yaml
+from .values import coerce, divide_names, expand_home, parse_options, similar_keys
 
 PROJECT = Path(__file__).resolve().parent.parent
+PATHS = ("OUTPUT_DIR", "LOG_DIR", "RESUME", "MODEL.BACKBONE.NAME", "MODEL.DOWNLOAD_ROOT", "DATASET.ROOT",
+         "DATASET.SPLIT_FILE", "DATASET.DESCRIPTIONS", "DATASET.TEXT_FEATURES", "TEXT.CACHE_DIR",
+         "DATALOADER.CACHE_DIR", "DATASET.CLASSNAMES")  # ~ is the user's home in them
 CHOICES = {
     "TRAINER.NAME": ("LaFTer", "MultiLayerLaFTer"),
     "MODEL.PRECISION": ("fp32", "fp16", "bf16"),
@@ -41,6 +44,8 @@ CHOICES = {
     "TRAINER.SETTINGS": ("tuned", "published"),
     "DATALOADER.ON_ERROR": ("raise", "skip"),
 }
+LISTS_OF_TEXTS = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "DATASET.TEMPLATES", "INPUT.TRANSFORMS")
+LISTS_OF_NAMES = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "INPUT.TRANSFORMS")  # commas divide one text into them
 LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE")
 
 
@@ -65,7 +70,7 @@ def default_config() -> CN:
         SUBSAMPLE_CLASSES="all",  # base: the first half of the classes; new: the second
         PARTIAL=False,  # True: a part of a published data set is meant, its classes need not all be there
         TEST_IMAGES="held_out",  # all: the images that train, without labels, are scored too
-        CLASSNAMES=[],  # a list of names, or one text file with a name per line
+        CLASSNAMES=[],  # a list of names, names with commas between them, or one text file with a name per line
         LABEL_SOURCE="votes", NEUTRAL="drop",
         DISTRIBUTION_STRATEGY="annotated", SIGMA_CONF=1.0, EPSILON=0.1, CIRCLE=[],
         TEMPLATES=["a photo of a {}."], DESCRIPTIONS="", TEXT_FEATURES="", TEXT_FEATURES_TEMPLATE=""))
@@ -93,7 +98,8 @@ def default_config() -> CN:
         MAX_GRAD_NORM=0.0))  # gradients of a step are scaled down to this norm; 0: they are not
     cfg.TEXT = CN(dict(MODE="lafter", EPOCHS=500, LR=1e-3, NOISE_STD=0.1, LABEL_SMOOTHING=0.1, CACHE_DIR="cache",
                        TEMPLATES=[],  # of templates_only; []: DATASET.TEMPLATES
-                       SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}"))
+                       SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}",
+                       TRUNCATE=True))  # texts of over 77 tokens are cut; False: refused
     cfg.TRAIN = CN(dict(SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1))
     cfg.PSEUDO_LABEL = CN(dict(TEACHER="shared", EMA_DECAY=0.999))
     cfg.PROMPT_INIT = "uniform"
@@ -120,7 +126,8 @@ def load_config(dataset_file: str = "", trainer_file: str = "", flags: dict[str,
     Raises InputError for an unknown key (with near matches), a wrong type or an invalid choice; FileNotFoundError
     for a missing YAML.
     """
-    options = _parse_options(options)
+    cfg = default_config()
+    options = parse_options(options, {key for key, default in flatten(cfg) if isinstance(default, str)})
     dataset = [find_config(dataset_file)] if dataset_file else []
     own = [find_config(trainer_file, "trainers/LaFTer")] if trainer_file else []
     if run_file:
@@ -129,22 +136,22 @@ def load_config(dataset_file: str = "", trainer_file: str = "", flags: dict[str,
         preview = default_config()  # of what names the trainer and the backbone
         for path in (*dataset, *own):
             _merge_file(preview, path)
-        _merge_values(preview, {**(flags or {}), **options}, "flags")
+        _merge_values(preview, {**(flags or {}), **options}, "command line")
         defaults = trainer_files(preview.TRAINER.NAME, preview.MODEL.BACKBONE.NAME)
-    cfg = default_config()
     for path in (*dataset, *defaults, *own):
         _merge_file(cfg, path)
     _merge_values(cfg, flags or {}, "flags")
     _merge_values(cfg, options, "options")
     check_flags(flags or {}, cfg)
     check_config(cfg)
+    _merge_values(cfg, {key: expand_home(value) for key, value in flatten(cfg) if key in PATHS}, "~")
     cfg.freeze()
     return cfg
 
 
 def find_config(name: str, folder: str = "datasets") -> Path:
     """A YAML by its path, from here or from the project's folder, or by the bare name of one in configs/<folder>."""
-    place = PROJECT / "configs" / folder
+    place, name = PROJECT / "configs" / folder, os.path.expanduser(name)
     for path in (Path(name), PROJECT / name, place / f"{name}.yaml"):
         if path.is_file():
             return path
@@ -162,32 +169,8 @@ def trainer_files(trainer: str, backbone: str) -> list[Path]:
 
 def resolve_path(name: str) -> Path:
     """A path that a configuration names: from the working folder, or else from the project's."""
-    return Path(name) if Path(name).exists() or not (PROJECT / name).exists() else PROJECT / name
-
-
-def _parse_options(options: Sequence[str]) -> dict[str, object]:
-    if len(options) % 2:
-        raise InputError(f"trailing options come as KEY VALUE pairs, but {options[-1]!r} stands alone")
-    texts = {key for key, default in flatten(default_config()) if isinstance(default, str)}
-    return {key: value if key in texts else _parse_value(value) for key, value in zip(options[::2], options[1::2])}
-
-
-def _parse_value(text: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # such as "a photo: {}": a string as it stands
-
-
-def read_yaml(path: Path) -> dict:
-    """The tree in a YAML file. Raises InputError where it is none."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} must hold KEY: value pairs")
-    return tree
+    name = os.path.expanduser(name)
+    return Path(name) if os.path.exists(name) or not os.path.exists(PROJECT / name) else PROJECT / name
 
 
 def _merge_file(cfg: CN, path: Path) -> None:
@@ -207,40 +190,16 @@ def _merge_values(cfg: CN, values: dict[str, object], source: str) -> None:
     known = dict(flatten(default_config()))
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3) or sorted(known)
-            raise InputError(f"unknown key {key} ({source}); valid: {', '.join(near)}")
+            raise InputError(f"unknown key {key} ({source}); valid: {', '.join(similar_keys(key, known))}")
+        if key in LISTS_OF_TEXTS and not isinstance(value, (list, tuple, str)):
+            value = [value]  # for check_config to say why it is no text
+        if key in LISTS_OF_NAMES and isinstance(value, str) and not os.path.isfile(resolve_path(value)):
+            value = divide_names(value)
         *parents, leaf = key.split(".")
         node = cfg
         for parent in parents:
             node = node[parent]
-        node[leaf] = _coerce(key, value, known[key], source)
-
-
-def _coerce(key: str, value: object, old: object, source: str) -> object:
-    """The value in the type of the default: an int serves as a float, one name as a list of it."""
-    if isinstance(value, str) and not isinstance(old, str):
-        value = _decode(value)
-    if isinstance(value, tuple):
-        value = list(value)
-    if old is None:
-        return value
-    if isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # a name such as --exp-name 3
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(old, list) and isinstance(value, (str, int)):
-        return [value]
-    if type(value) is not type(old):
-        raise InputError(f"{key} must be a {type(old).__name__}, not {value!r} ({source})")
-    return value
-
-
-def _decode(text: str) -> object:
-    """Python literals that YAML leaves as strings: 5e-4, (224, 224)."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        node[leaf] = coerce(key, value, known[key], source)
 
 
 # what flags set for the image phase alone
@@ -272,6 +231,11 @@ def check_config(cfg: CN) -> None:
     for key, valid in CHOICES.items():
         if values[key] not in valid:
             raise InputError(f"{key} is {values[key]!r}; valid: {', '.join(valid)}")
+    for key in LISTS_OF_TEXTS:
+        for value in values[key]:
+            if not isinstance(value, str):
+                raise InputError(f"{key}: YAML reads a word in it as {value!r}, which is no text: put it in quotes, as "
+                                 "in ['yes', 'no', '007', '12:30', 'null']")
     for key in LISTS_OF_NUMBERS:
         if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values[key]):
             raise InputError(f"{key} is {values[key]}; it must be a list of numbers")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from .errors import InputError
+from .files import read_text
 from .image_cache import CachedImages, ImageCache
 from .images import AS_SEEN, Decoding, read_image
 from .transforms import WeakView
@@ -59,11 +60,11 @@ class Splits:
 def load_splits(path: Path, root: Path) -> Splits:
     """Read what `Splits.save` wrote. Raises InputError for a damaged file or an image that is not under `root`."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
         splits = {split: [Item(root / row[0], int(row[1]), row[2], tuple(row[3]) if row[3] else None)
                           for row in data[split]] for split in ("train", "val", "test")}
         result = Splits(data["name"], root, data["classnames"], **splits)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (json.JSONDecodeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no split file of this project: {error!r}") from error
     for item in (item for items in splits.values() for item in items):
         known = 0 <= item.label < len(result.classnames)

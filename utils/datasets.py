@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from dataclasses import replace
@@ -22,8 +21,9 @@ from .emotion_datasets import (
     read_twitter_ldl,
 )
 from .errors import InputError
+from .files import read_json
 from .folder_dataset import read_folder
-from .readers import carve_splits, existing
+from .readers import carve_splits, existing, tell_classnames
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def load_dataset(cfg: CfgNode) -> Splits:
         raise InputError(f"{splits.name} has no training images under {splits.root}")
     log.info("%s: %d classes, %d train, %d val, %d test images", splits.name, len(splits.classnames),
              len(splits.train), len(splits.val), len(splits.test))
+    tell_classnames(splits.classnames)
     check_sizes(splits, cfg)
     if all(item.label == UNKNOWN for item in [*splits.train, *splits.val, *splits.test]):
         log.info("%s has no labels: the run tells agreement with the text classifier and confidence, no accuracy",
@@ -90,7 +91,7 @@ def read_demo(cfg: CfgNode) -> Splits:
         except InputError:
             if not (root / "annotations.json").is_file():  # else another process was faster
                 raise
-    data = json.loads((root / "annotations.json").read_text(encoding="utf-8"))
+    data = read_json(root / "annotations.json")
     if data.get("version") != VERSION:
         raise InputError(f"{root} was drawn by another version of the demo; delete it, and it is drawn anew")
     classes = data["emotions"]

@@ -92,7 +92,7 @@ def _draw_split(folder: Path, split: str, per_class: int, rng: np.random.Generat
     (folder / "images" / split).mkdir(parents=True)
     labels = rng.permutation(np.repeat(np.arange(len(EMOTIONS)), per_class))
     items = []
-    for i, label in enumerate(tqdm(labels, desc=f"drawing the {split} faces", leave=False)):
+    for i, label in enumerate(tqdm(labels, desc=f"drawing the {split} faces", leave=False, disable=None)):
         distribution = sample_distribution(rng, int(label)).round(6)
         file = f"images/{split}/{i:05d}.png"
         draw_face(rng, distribution, sample_style(rng, DEMO)).save(folder / file)

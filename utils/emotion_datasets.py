@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 
 from .data import Item, Splits
 from .errors import InputError
+from .files import read_json, read_text
 from .listing import list_images, tell_left_out
 from .readers import (
     carve_splits,
@@ -24,9 +25,7 @@ from .readers import (
     data_folder,
     existing,
     find_image,
-    read_json,
     read_mat,
-    read_text,
 )
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode
 
-from .config import load_config
+from .config import load_config, read_yaml
 from .errors import InputError
 from .flags import parse_flags
-from .record import Run, run_folder
+from .record import Run, dataset_name, run_folder
 
 KEYS = ("output", "options", "seeds", "axes")
 OWN = ("SEED", "EXP_NAME", "OUTPUT_DIR", "RESUME")  # what the experiment itself sets for each run
@@ -73,7 +72,7 @@ def _build_cell(names: Sequence[str], options: Sequence[str], seed: int, output:
     if flags.eval_only or flags.predict or flags.list_datasets:
         raise InputError("--eval-only, --predict and --list cannot be options: an experiment's runs are trained")
     plain = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
-    dataset = Path(plain.DATASET.ROOT).resolve().name if plain.DATASET.NAME == "folder" else plain.DATASET.NAME
+    dataset = dataset_name(plain)
     told = run_folder(plain, dataset).parts[-4:-1]  # a level named as one of these folders need not be told again
     experiment = "-".join([*(name for name in names if name not in told), f"seed{seed}"])
     arguments = [*options, "--output-dir", output, "--exp-name", experiment, "--seed", str(seed), "--resume", "auto"]
@@ -85,25 +84,10 @@ def _build_cell(names: Sequence[str], options: Sequence[str], seed: int, output:
     return Cell(folder.relative_to(output).as_posix(), tuple(arguments), cfg, folder)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """As yaml.SafeLoader, but a key that is given twice is an error: the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InputError(f"{key!r} stands twice in one place (line {node.start_mark.line + 1})")
-        return super().construct_mapping(node, deep)
-
-
 def _read_tree(path: Path) -> dict:
     """The YAML's content, all of KEYS in it: `options` as a list, `axes` as {axis: {level: options as a list}}."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict) or set(tree) - set(KEYS):
-        stray = sorted(map(str, set(tree) - set(KEYS))) if isinstance(tree, dict) else ["a list"]
+    tree = read_yaml(path)
+    if stray := sorted(map(str, set(tree) - set(KEYS))):
         raise InputError(f"{path}: unknown key {stray[0]}; an experiment has {', '.join(KEYS)}")
     if not isinstance(tree.get("output"), str) or not tree["output"]:
         raise InputError(f"{path}: 'output' must name the folder of the experiment's runs")

@@ -1,14 +1,63 @@
-"""Files and folders that are written whole or not at all."""
+"""Files as the project reads and writes them: text in UTF-8, JSON, YAML; files and folders whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import TrainingError
+import yaml
+
+from .errors import InputError, TrainingError
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without byte order mark; InputError that names a file in another encoding.
+
+    No encoding is guessed: what another one makes of the bytes may look right and be wrong.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8 (Notepad: "
+                         "Save As, Encoding UTF-8), or restore it") from error
+
+
+def read_json(path: Path, **settings: object) -> object:
+    """The content of a JSON file, read with the `settings` of json.loads; InputError that names a damaged one and
+    where it breaks."""
+    try:
+        return json.loads(read_text(path), **settings)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no valid JSON ({error}); restore it") from error
+
+
+class StrictLoader(yaml.SafeLoader):
+    """As yaml.SafeLoader, but a key that is given twice is an error: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise InputError(f"{key!r} stands twice in one place (line {node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict:
+    """The tree in a YAML file. Raises InputError where it is none, or a key stands twice in it."""
+    text = read_text(path)
+    try:
+        tree = yaml.load(text, StrictLoader) or {}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold KEY: value pairs")
+    return tree
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .config import CHOICES, IMAGE_PHASE
@@ -114,7 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_flags(argv: list[str] | None = None) -> Flags:
     """Parse a command line. Raises InputError for an unknown, a refused or a contradicting flag."""
-    given = vars(build_parser().parse_intermixed_args(argv))
+    argv, parser = sys.argv[1:] if argv is None else argv, build_parser()
+    _check_names(argv, [name for action in parser._actions for name in action.option_strings])
+    given = vars(parser.parse_intermixed_args(argv))
     values: dict[str, object] = {}
 
     def put(flag: str, settings: dict[str, object]) -> None:
@@ -134,6 +141,8 @@ def parse_flags(argv: list[str] | None = None) -> Flags:
     for flag, (settings, _) in SWITCHES.items():
         if _name(flag) in given:
             put(flag, settings)
+    for name in ("model_dir", "predict", "predict_out"):
+        given[name] = os.path.expanduser(given[name])
     flags = Flags(values, given.get("options", []), *(given[name] for name in Flags._fields[2:]))
     if flags.eval_only and flags.predict:
         raise InputError("--eval-only scores labelled data, --predict tells of any images: give one of them")
@@ -147,6 +156,18 @@ def parse_flags(argv: list[str] | None = None) -> Flags:
     if flags.predict_out and not flags.predict:
         raise InputError("--predict-out needs --predict PATH")
     return flags
+
+
+def _check_names(argv: Sequence[str], known: Sequence[str]) -> None:
+    """InputError for a flag that is not known, with the near ones."""
+    for word in argv[:argv.index("--")] if "--" in argv else argv:
+        name = word.split("=")[0]
+        if not re.match(r"--?[A-Za-z]", word) or " " in word or name in known:
+            continue  # a value, such as -1 or "- {}"
+        names = {flag.lstrip("-"): flag for flag in known}
+        near = [names[match] for match in difflib.get_close_matches(name.lstrip("-").lower(), names, n=2)]
+        raise InputError(f"unknown flag {name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+                         + " (see python LaFTer.py --help)")
 
 
 def _name(flag: str) -> str:

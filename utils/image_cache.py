@@ -154,7 +154,8 @@ class ImageCache:
         try:
             with ThreadPoolExecutor(self.workers) as pool:  # Pillow decodes and resizes without holding Python's lock
                 done = pool.map(fill, range(len(paths)))
-                unreadable = [error for error in tqdm(done, desc="decoding", total=len(paths), leave=False) if error]
+                bar = tqdm(done, desc="decoding", total=len(paths), leave=False, disable=None)
+                unreadable = [error for error in bar if error]
             if unreadable and on_error == "raise":
                 raise InputError(f"{summarise_unreadable(unreadable)}; replace or remove what is damaged, or leave it "
                                  "out with DATALOADER.ON_ERROR skip")

@@ -194,7 +194,7 @@ def distribution_metrics(probs: Array, targets: Array) -> dict[str, float]:
 
 def score(probabilities: Tensor, labels: Tensor, distributions: Tensor | None = None,
           reference: Tensor | None = None) -> dict[str, object]:
-    """All metrics of a split, ready for JSON.
+    """All metrics of a split, ready for JSON; and `predicted`, how many of its images each class is predicted for.
 
     Args:
         probabilities: predictions [n, classes].
@@ -205,6 +205,7 @@ def score(probabilities: Tensor, labels: Tensor, distributions: Tensor | None = 
             probable class is the same. It tells how far a model has moved from the reference, not which is right.
     """
     choices, known = _choices(probabilities), labels != UNKNOWN
+    predicted = torch.bincount(choices.predicted.cpu(), minlength=probabilities.shape[1]).tolist()
     if known.any():
         chosen = choices._replace(predicted=choices.predicted[known], confidence=choices.confidence[known])
         metrics = _classification_metrics(chosen, _labels(labels[known], chosen))
@@ -214,4 +215,17 @@ def score(probabilities: Tensor, labels: Tensor, distributions: Tensor | None = 
             metrics["agreement"] = (choices.predicted == _labels(reference, choices)).double().mean().item()
     if distributions is not None:
         metrics |= distribution_metrics(probabilities, distributions)
-    return metrics
+    return metrics | {"predicted": predicted}
+
+
+ONE_SIDED = 0.95  # the share of a split's images from which one class takes nearly all
+
+
+def one_sided(metrics: dict[str, object], least: int = 20) -> int | None:
+    """The class that nearly all of a split's images are predicted as, by what `score` says of it; None where there is
+    none, where the labels bear it out, or for fewer than `least` images."""
+    counts = metrics.get("predicted", [])
+    borne_out = metrics.get("top1", 0.0) >= ONE_SIDED - 0.05
+    if len(counts) < 2 or sum(counts) < least or max(counts) < ONE_SIDED * sum(counts) or borne_out:
+        return None
+    return counts.index(max(counts))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import logging
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from yacs.config import CfgNode
 
+from .config import resolve_path
 from .data import Item, Splits, carve, check_images
 from .errors import InputError
+from .files import read_text
 
 log = logging.getLogger(__name__)
-
 
 
 def existing(what: str, *paths: Path) -> Path:
@@ -29,22 +31,6 @@ def existing(what: str, *paths: Path) -> Path:
 def data_folder(cfg: CfgNode, *names: str) -> Path:
     """The data set's folder under DATASET.ROOT, by the first of its usual names that is there."""
     return existing("data set folder", *(Path(cfg.DATASET.ROOT) / name for name in names))
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without byte order mark; InputError that names a file in another encoding."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); restore it") from error
-
-
-def read_json(path: Path) -> object:
-    """The content of a JSON file; InputError that names a damaged one and where it breaks."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no valid JSON ({error}); restore it") from error
 
 
 def read_mat(path: Path, otherwise: str) -> dict:
@@ -84,12 +70,70 @@ def normal_name(name: str) -> str:
 
 
 def configured_classnames(cfg: CfgNode) -> list[str]:
-    """DATASET.CLASSNAMES; where it is one text file, the lines of that file."""
-    names = [str(name) for name in cfg.DATASET.CLASSNAMES]
-    if len(names) == 1 and names[0].endswith(".txt"):
-        lines = existing("file of class names", Path(names[0])).read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+    """DATASET.CLASSNAMES; where it is one text file, of whatever suffix, the names in it.
+
+    Raises FileNotFoundError where it looks like a file's path and there is none, InputError from `read_names`.
+    """
+    names = list(cfg.DATASET.CLASSNAMES)
+    if len(names) != 1:
+        return names
+    path = resolve_path(names[0])
+    if path.is_file():
+        return read_names(path)
+    if path.suffix.lower() in (".txt", ".csv") or len(PureWindowsPath(names[0]).parts) > 1:
+        raise FileNotFoundError(f"file of class names {path} does not exist (DATASET.CLASSNAMES); give the path of a "
+                                "text file with a name per line, or a list of names")
     return names
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a text file without header: one per line, or all on one line with commas between them.
+
+    In a .csv a name that holds a comma stands in quotes. Raises InputError for a file without a name, or a .csv
+    with several columns.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if path.suffix.lower() == ".csv" or len(lines) == 1:
+        rows = [[cell.strip() for cell in row if cell.strip()] for row in csv.reader(lines, skipinitialspace=True)]
+        wide = next((row for row in rows if len(row) > 1), None)
+        if wide and len(rows) > 1:
+            raise InputError(f"{path}: {', '.join(wide)} are several columns; a .csv of class names has one name per "
+                             "line, or all on one line, and a name with a comma in quotes")
+        lines = [cell for row in rows for cell in row]
+    if not lines:
+        raise InputError(f"{path} holds no class names: write one per line")
+    return lines
+
+
+# WordNet's n01855672, class_07, 007: a dictionary has none of them
+CODE = re.compile(r"\d+|[a-z]{0,3}[_-]?\d{4,}|class[ _-]?\d+", re.IGNORECASE)
+LATIN = re.compile("[a-z\u00c0-\u024f]", re.IGNORECASE)
+SHOWN_NAMES = 20
+
+
+def tell_classnames(classnames: Sequence[str]) -> None:
+    """Log the class names, the first and the last where there are many, and one warning of those that CLIP cannot
+    read as what they mean: it was trained on English."""
+    shown = list(map(str, classnames))
+    if len(shown) > SHOWN_NAMES:
+        shown = [*shown[:SHOWN_NAMES // 2], f"... {len(shown) - SHOWN_NAMES // 2 - 1} more ...", shown[-1]]
+    log.info("classes: %s", ", ".join(shown))
+    alike = defaultdict(list)
+    for name in classnames:
+        alike[normal_name(name)].append(name)
+    kinds = {"codes": [name for name in classnames if CODE.fullmatch(name)],
+             "no Latin letter": [name for name in classnames
+                                 if any(map(str.isalpha, name)) and not LATIN.search(name)],
+             "they differ only in case or _": [" / ".join(names) for names in alike.values() if len(names) > 1]}
+    told = [f"{shorten(names)} ({kind})" for kind, names in kinds.items() if names]
+    if told:
+        log.warning("CLIP reads English and cannot tell what these class names mean: %s; rename the class folders, or "
+                    "the names in DATASET.CLASSNAMES", "; ".join(told))
+
+
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def check_items(items: Sequence[Item]) -> None:

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from .config import flatten, read_yaml
 from .data import Splits
 from .errors import InputError, TrainingError
-from .files import write_whole
+from .files import read_text, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
     settings = [cfg.TRAINER.SETTINGS] * (cfg.TRAINER.SETTINGS != "tuned")
     experiment = cfg.EXP_NAME or "-".join([*settings, *modes, f"seed{cfg.SEED}"])
     return Path(cfg.OUTPUT_DIR) / dataset / (trainer or cfg.TRAINER.NAME) / backbone / experiment
+
+
+def dataset_name(cfg: CfgNode) -> str:
+    """The name of the configured data set, as its splits will have it: a folder's own, else DATASET.NAME."""
+    return Path(cfg.DATASET.ROOT).resolve().name if cfg.DATASET.NAME == "folder" else cfg.DATASET.NAME
 
 
 def backbone_label(name: str) -> str:
@@ -156,7 +161,7 @@ class Run:
         """The content of final.json. Raises InputError where it is damaged."""
         path = self.folder / "final.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(read_text(path))
         except ValueError as error:
             raise InputError(f"{path} is no valid JSON ({error}); delete it to write it anew with --resume "
                              "auto") from error

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InputError
+from .metrics import one_sided
 from .record import write_text
 from .tables import METHODS, accuracy_table, difference_table, find_runs, is_called, markdown
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = {"top1": "top-1", "macro_f1": "macro-F1", "ece": "ECE", "kl": "KL", "chebyshev": "Cheb.", "cosine": "cosine",
            "intersection": "inters.", "agreement": "agreement", "confidence": "confidence"}
+SHOWN_CLASSES = 8  # whose predictions the summary counts one by one
 PER_CENT = ("top1", "macro_f1", "ece", "agreement", "confidence")
 
 def format_summary(result: dict) -> str:
@@ -31,6 +33,7 @@ def format_summary(result: dict) -> str:
     for split, method, metrics in rows:
         cells = [f"{_show(key, metrics[key]):>10}" if key in metrics else " " * 10 for key in columns]
         lines.append(" ".join([f"{split:<6}", f"{METHODS[method]:<27}", *cells]))
+    lines += prediction_notes(result)
     if "best_epoch" in result and any("top1" in metrics for metrics in result["splits"].get("val", {}).values()):
         lines.append(f"best epoch on validation: {result['best_epoch']} of {result['epochs']}")
     if "parameters" in result:
@@ -44,6 +47,33 @@ def format_summary(result: dict) -> str:
         lines.append("nothing here is labelled, so there is no accuracy: agreement is with the text classifier's "
                      "predictions, confidence the mean of the highest probability")
     return "\n".join(["", *lines])
+
+
+def prediction_notes(result: dict) -> list[str]:
+    """What a reader of the figures must know of the predictions: how many each class gets, where nearly all are one
+    class, and whether the test images were trained on."""
+    names, notes, one_class = result.get("classnames", []), [], []
+    for split, methods in result["splits"].items():
+        counted = {method: metrics for method, metrics in methods.items() if "predicted" in metrics}
+        if counted:
+            method = [name for name in counted if name != "best"][-1]
+            notes.append(f"predicted, {split}, {METHODS[method]}: {_count(names, counted[method]['predicted'])}")
+        one_class += [f"{split}, {METHODS[method]}: {names[label]}" for method, metrics in counted.items()
+                      if (label := one_sided(metrics)) is not None]
+    if one_class:
+        notes.append(f"nearly all images are predicted as one class ({'; '.join(one_class)}): these figures mean "
+                     "nothing, unless the images are so")
+    if shared := result.get("test_in_train"):
+        notes.append(f"{shared} of the test images are training images: their figures tell nothing of new images")
+    return notes
+
+
+def _count(names: Sequence[str], counts: Sequence[int]) -> str:
+    ranked = sorted(zip(names, counts), key=lambda pair: -pair[1])
+    rest = ranked[SHOWN_CLASSES:]
+    never = f", {counts.count(0)} classes never" if counts.count(0) else ""
+    return ", ".join(f"{name} {count}" for name, count in ranked[:SHOWN_CLASSES]) + (
+        f"; {len(rest)} others {sum(count for _, count in rest)}{never}" if rest else "")
 
 
 def _show(key: str, value: float) -> str:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from .config import PROJECT, flatten, read_yaml
 from .errors import InputError
+from .files import read_text
 from .intervals import mean_interval
 from .record import HARMLESS, backbone_label, read_rows
 
@@ -66,7 +65,7 @@ def find_runs(root: Path) -> Groups:
     groups = defaultdict(list)
     for path in sorted(root.rglob("final.json")):
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(read_text(path))
             experiment = re.sub(r"[-_]?seed\d+$", "", path.parent.name)
             key = Key(result["dataset"], result["supervision"], backbone_label(result["backbone"]), result["trainer"],
                       experiment, "/".join(path.parent.relative_to(root).parts[:-4]),
@@ -223,7 +222,7 @@ def show_interval(values: Sequence[float], digits: int = 1) -> str:
 
 
 def read_published() -> dict:
-    return yaml.safe_load((PROJECT / "configs" / "published.yaml").read_text(encoding="utf-8"))
+    return read_yaml(PROJECT / "configs" / "published.yaml")
 
 
 def find_confusion(runs: Sequence[dict]) -> list[list[int]]:

@@ -1,0 +1,41 @@
+"""What a run is refused for before any of its data are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from utils.checkpoint import find_checkpoint
+from utils.config import image_size, resolve_path
+from utils.readers import existing
+from utils.record import Run, dataset_name, run_folder
+from utils.transforms import build_views
+
+from . import distributed
+from .backbone import find_backbone
+from .texts import read_descriptions
+
+
+def check_inputs(cfg: CfgNode) -> None:
+    """InputError or FileNotFoundError for a backbone, views or a file of the configuration that cannot be had."""
+    find_backbone(cfg.MODEL.BACKBONE.NAME)
+    build_views(image_size(cfg) or 224, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
+                cfg.INPUT.INTERPOLATION)
+    if cfg.DATASET.SPLIT_FILE:
+        existing("split file", Path(cfg.DATASET.SPLIT_FILE))
+
+
+def check_training(cfg: CfgNode) -> None:
+    """InputError or FileNotFoundError for texts or a checkpoint that are not there, and for a folder of the run that
+    holds another one."""
+    if not cfg.TEXT.SKIP:
+        if cfg.DATASET.TEXT_FEATURES:
+            existing("DATASET.TEXT_FEATURES", resolve_path(cfg.DATASET.TEXT_FEATURES))
+        elif cfg.TEXT.MODE == "lafter":
+            read_descriptions(cfg.DATASET.DESCRIPTIONS)
+    if cfg.RESUME not in ("", "auto"):
+        find_checkpoint(Path(cfg.RESUME))
+    folder = run_folder(cfg, dataset_name(cfg))
+    if folder.exists():
+        Run(folder, resume=bool(cfg.RESUME), passive=not distributed.is_main()).check_settings(cfg)
