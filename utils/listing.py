@@ -56,7 +56,7 @@ def list_folders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted by the characters of their names, without hidden ones, system litter and those
     named like an image. Raises InputError for a folder that cannot be listed."""
     return [folder / entry.name for entry in _entries(folder)
-            if entry.is_dir() and not is_litter(entry.name) and suffix_of(entry.name) not in readable_suffixes()]
+            if is_folder(entry) and not is_litter(entry.name) and suffix_of(entry.name) not in readable_suffixes()]
 
 
 def count_images(folder: Path) -> int:
@@ -81,11 +81,12 @@ def list_files(folder: Path, left_out: Counter[str], below: bool) -> Iterator[st
         for entry in _entries(folder / place):
             if is_litter(entry.name):
                 left_out[HIDDEN] += 1
-            elif entry.is_file():
-                yield place + entry.name
-            elif not entry.is_dir():
-                left_out[BROKEN] += 1
-            elif below and suffix_of(entry.name) in readable_suffixes():
+            elif not is_folder(entry):
+                if entry.is_symlink() and not os.path.isfile(entry):
+                    left_out[BROKEN] += 1
+                else:
+                    yield place + entry.name
+            elif suffix_of(entry.name) in readable_suffixes():
                 left_out[LIKE_IMAGE] += 1
             elif below:  # links wait for the rest: a folder is called by its own name where it has one here
                 waiting.insert(0 if entry.is_symlink() else len(waiting), f"{place}{entry.name}/")
@@ -98,6 +99,11 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     except OSError as error:
         raise InputError(f"folder {folder} cannot be listed ({error.strerror}); allow reading it, or remove it"
                          ) from error
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; a link that leads nowhere, or to itself, is none."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def suffix_of(name: str) -> str:
