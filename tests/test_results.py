@@ -218,7 +218,7 @@ def test_runs_that_differ_in_more_than_the_seed_share_no_row(tmp_path):
         write_run(tmp_path, f"x/seed{seed}", {"last": 0.5}, seed=seed)
         (tmp_path / f"x/seed{seed}/config.yaml").write_text(
             f"SEED: {seed}\nOPTIM: {{MAX_EPOCH: {epochs}}}\nDATASET: {{ROOT: {root}}}\n", encoding="utf-8")
-    with pytest.raises(InputError, match="seed1 and .*seed3 would share a row, but OPTIM.MAX_EPOCH is 3 and 50"):
+    with pytest.raises(InputError, match="seed3 would share a row with .*seed1, but OPTIM.MAX_EPOCH is 3 there and 50"):
         find_runs(tmp_path)
     (tmp_path / "x/seed3").rename(tmp_path / "x/long-seed3")
     assert [len(runs) for runs in find_runs(tmp_path).values()] == [2, 1]

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from .config import load_config
 from .errors import InputError
 from .flags import parse_flags
+from .identity import identify
 from .record import Run, run_folder
 
 KEYS = ("output", "options", "seeds", "axes")
@@ -81,7 +82,7 @@ def _build_cell(names: Sequence[str], options: Sequence[str], seed: int, output:
     cfg = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
     folder = run_folder(cfg, dataset)
     if folder.exists():
-        Run(folder, resume=True).check_settings(cfg)
+        Run(folder, resume=True).check(identify(cfg))
     return Cell(folder.relative_to(output).as_posix(), tuple(arguments), cfg, folder)
 
 
