@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from .config import PROJECT, flatten, read_yaml
 
-UNKNOWN = "none are known"
+UNKNOWN = "none are known"  # of this data set
 
 
 def read_published() -> dict:
@@ -32,8 +32,13 @@ def published_distributions(runs: Sequence[dict]) -> tuple[dict[str, dict[str, f
     known = published["figures"].get(runs[0]["dataset"])
     if known is None:
         return {}, UNKNOWN
-    reasons = filter(None, (_settings_mismatch(run, published["protocol"]) for run in runs))
-    return ({}, reason) if (reason := next(reasons, "")) else (known, "")
+    for run in runs:
+        reason = _settings_mismatch(run, published["protocol"])
+        if (classes := len(run.get("classnames", ()))) != published["classes"]:
+            reason = f"it has {classes} classes, not {published['classes']}"
+        if reason:
+            return {}, reason
+    return known, ""
 
 
 def _top1_mismatch(run: dict, backbone: str, protocol: Mapping[str, list], known: Mapping[str, object]) -> str:
