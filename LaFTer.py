@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -33,20 +34,20 @@ from trainers.texts import tell_same_classes, text_features
 from trainers.training import Training
 from utils.catalogue import format_datasets, list_datasets
 from utils.checkpoint import drop_later, find_checkpoint, find_latest, keep_best
-from utils.config import default_config, flatten, load_config, read_yaml
-from utils.data import Splits, ViewLoader, build_loader, load_splits, order_classes
+from utils.config import default_config, load_config
+from utils.data import Splits, ViewLoader, build_loader, order_classes
 from utils.datasets import load_dataset
 from utils.errors import InputError, SystemFailure
 from utils.failures import plain_errors
-from utils.files import read_json
 from utils.flags import Flags, parse_flags
+from utils.identity import Identity, changed_settings, describe_data, identify, read_identity, recorded_splits
 from utils.images import summarise_unreadable
 from utils.interrupt import Interrupted, Interrupts
 from utils.logs import collect_logs, start_logging
 from utils.metrics import one_sided, score
 from utils.pictures import choose_items, draw_predictions
 from utils.published import settings_label
-from utils.record import Run, dataset_identity, run_folder, write_text
+from utils.record import Run, run_folder, write_text
 from utils.results import format_summary
 from utils.rng import seed_generators
 from utils.utils import Tunable
@@ -74,9 +75,9 @@ def main(argv: list[str] | None = None) -> dict:
             return evaluate_run(cfg, splits, flags)
         run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
         try:
-            distributed.agree(lambda: prepare_run(cfg, run))
+            identity = distributed.agree(lambda: prepare_run(cfg, splits, run))
             with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
-                return train_run(cfg, splits, run, interrupts)
+                return train_run(cfg, splits, run, interrupts, identity)
         except RuntimeError:  # a signal to the whole group ends other processes of the run and of its loaders too
             interrupts.act(interrupts.signal)
             raise
@@ -84,22 +85,30 @@ def main(argv: list[str] | None = None) -> dict:
             run.unlock()
 
 
-def prepare_run(cfg: CfgNode, run: Run) -> None:
-    """Keep other processes out of the run's folder and see that what is there can be gone on with."""
+def prepare_run(cfg: CfgNode, splits: Splits, run: Run) -> Identity:
+    """Keep other processes out of the run's folder and see that what is there can be gone on with, or shown; returns
+    what the run answers for, but for its weights."""
     run.lock()
-    run.check_settings(cfg)
+    identity = identify(cfg, splits)
+    run.check(identity)
+    return identity
 
 
-def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -> dict:
+def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, identity: Identity) -> dict:
     """All phases from the configuration to final.json; a run that has it already is not trained again."""
+    seed_generators(cfg.SEED)
+    clip_model = distributed.agree(lambda: load_clip(cfg), in_turn=True)
+    identity = dataclasses.replace(identity, weights=clip.weights_hash(clip_model), quick_gelu=clip_model.quick_gelu)
+    distributed.agree(lambda: run.check(identity))
     if finished := distributed.broadcast(run.result() if run.finished else None):
         log.info("%s is finished already; choose another --exp-name, or delete it to run it again", run.folder)
         log.info(format_summary(finished))
         return finished
-    distributed.agree(lambda: run.start(cfg, splits))
+    distributed.agree(lambda: run.start(cfg, identity))
     start = time.perf_counter()
-    result = run_phases(cfg, splits, run, interrupts)
-    result["seconds"] = time.perf_counter() - start
+    result = run_phases(cfg, splits, run, interrupts, clip_model, identity)
+    result |= {"data": describe_data(splits), "weights": identity.weights, "official": clip_model.source.official,
+               "seconds": time.perf_counter() - start}
     run.finish(result)
     log.info(format_summary(result))
     log.info("the run's record is %s", run.folder)
@@ -116,11 +125,10 @@ def configure(flags: Flags) -> CfgNode:
     return load_config(flags.dataset_config_file, "", flags.values, flags.options, run_file)
 
 
-def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -> dict:
+def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, clip_model: CLIP,
+               identity: Identity) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
-    seed_generators(cfg.SEED)
     generated_distributions(cfg, splits.classnames)  # what is wrong with them is told before hours of work
-    clip_model = distributed.agree(lambda: load_clip(cfg), in_turn=True)
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
     loaders = distributed.agree(lambda: build_loaders(cfg, read, clip_model.visual.input_resolution,
                                                       clip_model.visual.proj.device), in_turn=True)
@@ -141,13 +149,13 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts) -
     model = build_student(cfg, clip_model, classifier, len(splits.classnames), loaders["plain"])
     result["parameters"] = count_parameters(model)
     log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
-    identity = {"trainer": cfg.TRAINER.NAME, "clip_hash": clip.weights_hash(clip_model),
-                "classnames": splits.classnames, "dataset": dataset_identity(splits)}
+    agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
+              "classnames": splits.classnames, "dataset": identity.dataset}
     prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
-    training, criterion = build_training(cfg, clip_model, model, classifier, identity)
+    training, criterion = build_training(cfg, clip_model, model, classifier, agreed)
     training.interrupts, training.references = interrupts, references
     if cfg.RESUME:
-        distributed.agree(lambda: resume(cfg, training, run))
+        distributed.agree(lambda: resume(cfg, training, run, identity))
     training.share()
     if training.teacher and not training.rows:
         training.teacher.prepare(loaders["plain"])
@@ -205,10 +213,11 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
     return classifier.to(device), references
 
 
-def resume(cfg: CfgNode, training: Training, run: Run) -> None:
+def resume(cfg: CfgNode, training: Training, run: Run, identity: Identity) -> None:
     """Continue from RESUME: `auto` is where this run stopped last, or a fresh start where it saved nothing yet.
 
-    Of several processes the first reads; `Training.share` gives the others what it found.
+    Of several processes the first reads; `Training.share` gives the others what it found. Raises InputError where the
+    run that the checkpoint is of answers for other inputs than `identity`.
     """
     if not distributed.is_main():
         return
@@ -217,7 +226,7 @@ def resume(cfg: CfgNode, training: Training, run: Run) -> None:
         run.rewind(-1)
         return log.info("nothing to resume in %s: starting", run.folder)
     source = Run(path.parent.parent, resume=True)  # --resume may name another run
-    source.check_settings(cfg)
+    source.check(identity)
     training.load(path)
     drop_later(run.checkpoints, path, training.epoch)
     run.rewind(training.epoch, [*training.rows.values(), *source.rows()])
@@ -227,43 +236,34 @@ def resume(cfg: CfgNode, training: Training, run: Run) -> None:
 
 
 def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
-    """Score a run's model on the data set's validation and test splits; writes eval_<dataset>_epoch<N>.json into it."""
+    """Score a run's model on the data set's validation and test splits.
+
+    Writes eval_<dataset>_epoch<N>.json into the run; where the model is asked with another precision or size than it
+    was trained with, the settings stand in the file and in its name.
+    """
     folder = Path(flags.model_dir)
-    expected = {}
-    if (recorded := recorded_splits(folder, splits, cfg)) is not None:
-        splits, expected["dataset"] = recorded, dataset_identity(recorded)
+    run, expected = read_identity(folder), {}
+    if (recorded := recorded_splits(folder, run, splits, cfg)) is not None:
+        splits, expected["dataset"] = recorded, run.dataset
     with start_logging(folder, speaks=distributed.is_main()):
         state = read_run(folder, flags.load_epoch, cfg, splits.classnames, expected)
         splits = order_classes(splits, state["classnames"])
+        changed = changed_settings(run, cfg)
         clip_model = load_clip(cfg)
         model = restore(cfg, clip_model, state)
         scored = dataclasses.replace(splits, train=[])  # no training image is read
         loaders = distributed.agree(lambda: build_loaders(cfg, scored, clip_model.visual.input_resolution,
                                                           clip_model.visual.proj.device), in_turn=True)
         evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
-        result = {"dataset": splits.name, "epoch": state["epoch"], "classnames": splits.classnames, "splits": {
-            split: {"tuned": metrics} for split, metrics in evaluate(model, evaluation).items()}}
+        result = {"dataset": splits.name, "epoch": state["epoch"], "classnames": splits.classnames,
+                  "data": describe_data(splits), "weights": state["clip_hash"], "changed": changed, "splits": {
+                      split: {"tuned": metrics} for split, metrics in evaluate(model, evaluation).items()}}
         if distributed.is_main():
-            write_text(folder / f"eval_{splits.name}_epoch{state['epoch']}.json", json.dumps(result, indent=2) + "\n")
+            told = re.findall("[0-9a-z]+", str({key.split(".")[1]: here for key, (_, here) in changed.items()}).lower())
+            path = folder / f"{'_'.join(['eval', splits.name, 'epoch' + str(state['epoch']), *told])}.json"
+            write_text(path, json.dumps(result, indent=2) + "\n")
         log.info(format_summary(result))
     return result
-
-
-def recorded_splits(folder: Path, splits: Splits, cfg: CfgNode) -> Splits | None:
-    """The run's own splits where it was trained on this data set: what was held out then, whatever the seed is now.
-
-    Raises InputError where the configuration asks for other labels or classes than they hold.
-    """
-    path = folder / "split.json"
-    data = read_json(path) if path.is_file() else None
-    if not isinstance(data, dict) or data.get("name") != splits.name:
-        return None
-    there, here = dict(flatten(read_yaml(folder / "config.yaml"))), dict(flatten(cfg))
-    for key in ("DATASET.LABEL_SOURCE", "DATASET.NEUTRAL", "DATASET.SUBSAMPLE_CLASSES", "DATASET.CLASSNAMES"):
-        if there.get(key) != here[key]:
-            raise InputError(f"{key} is {here[key]!r}, and {there.get(key)!r} in {folder}: a run is scored on its own "
-                             f"splits of {splits.name}, with the labels that they hold")
-    return load_splits(path, splits.root)
 
 
 def predict_run(cfg: CfgNode, flags: Flags) -> dict:
@@ -274,6 +274,7 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
         files = find_files(Path(flags.predict))
     state = read_run(folder, flags.load_epoch, cfg)
     with start_logging(folder, messages):
+        changed_settings(read_identity(folder), cfg)
         model = restore(cfg, load_clip(cfg), state)
         rows = list(predict_files(model, files, state["classnames"], cfg))
         failed = sum("error" in row for row in rows)

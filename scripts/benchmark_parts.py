@@ -173,7 +173,8 @@ def measure_apart(*args: object) -> Row:
 
 def description_texts(count: int) -> list[str]:
     """Sentences of the project's own descriptions, again from the start where they do not suffice."""
-    files = sorted((Path(__file__).resolve().parent.parent / "configs" / "descriptions").glob("*.json"))
+    files = sorted((Path(__file__).resolve().parent.parent / "configs" / "descriptions").glob("*.json"),
+                   key=Path.as_posix)
     texts = [text for path in files for own in json.loads(path.read_text(encoding="utf-8")).values() for text in own]
     return [texts[i % len(texts)] for i in range(count)]
 

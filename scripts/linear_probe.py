@@ -10,6 +10,7 @@ beside the trainers' runs, as OUTPUT_DIR/<dataset>/LinearProbe/<backbone>/<targe
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from yacs.config import CfgNode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
+import clip
+from clip.model import CLIP
 from LaFTer import exit_with_message
 from trainers.backbone import environment, load_clip
 from trainers.loaders import build_loaders
@@ -30,6 +33,7 @@ from utils.data import UNKNOWN, Splits
 from utils.datasets import load_dataset
 from utils.errors import InputError
 from utils.flags import parse_flags
+from utils.identity import describe_data, identify
 from utils.logs import start_logging
 from utils.metrics import score
 from utils.record import Run, run_folder
@@ -86,10 +90,16 @@ def main(argv: list[str] | None = None) -> dict:
     run = Run(folder.with_name(f"{own.targets}-{folder.name}"), resume=True)
     run.lock()
     try:
-        run.check_settings(cfg)
+        identity = identify(cfg, splits)
+        run.check(identity)
         with start_logging(run.folder):
-            result = probe(cfg, splits, own.targets)
-            run.start(cfg, splits)
+            clip_model = load_clip(cfg)
+            identity = dataclasses.replace(identity, weights=clip.weights_hash(clip_model),
+                                           quick_gelu=clip_model.quick_gelu)
+            run.check(identity)
+            result = probe(cfg, splits, own.targets, clip_model) | {
+                "data": describe_data(splits), "weights": identity.weights}
+            run.start(cfg, identity)
             run.finish(result)
             log.info("weight decay %g, chosen on validation", result["weight_decay"])
             log.info(format_summary(result))
@@ -98,10 +108,9 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def probe(cfg: CfgNode, splits: Splits, learnt: str) -> dict:
+def probe(cfg: CfgNode, splits: Splits, learnt: str, clip_model: CLIP) -> dict:
     """Fit a probe for each weight decay, choose by validation accuracy, score it on the validation and test splits;
     returns the content of final.json. `learnt`: `labels` or `votes`."""
-    clip_model = load_clip(cfg)
     loaders = build_loaders(cfg, splits, clip_model.visual.input_resolution, clip_model.visual.proj.device)
     data = {split: plain_features(clip_model, loaders[name], split)
             for split, name in (("train", "plain"), ("val", "val"), ("test", "test"))}

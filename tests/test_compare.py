@@ -116,7 +116,7 @@ def test_a_folder_with_another_run_is_named_before_anything_starts(experiment):
     cfg.OPTIM.LR = 0.25
     (first.folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
     (first.folder / "final.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="slow: .*holds a run with other settings: OPTIM.LR is 0.25 there"):
+    with pytest.raises(InputError, match="slow: .*holds another run: OPTIM.LR is 0.25 there"):
         experiment()
 
 
@@ -264,8 +264,9 @@ def test_only_some_and_a_dry_run(experiment, capsys):
 
 # --- the real program -------------------------------------------------------------------------------------------------
 
-def test_a_real_grid_to_its_report(tmp_path):
-    """A zero-shot run, and one that fails while it runs, at the same time; then the report. Again: only the failed."""
+def test_a_real_grid_to_its_report(tmp_path, monkeypatch):
+    """A zero-shot run, and one that fails while it runs, at the same time; then the report. Again: only the failed.
+    With another image the finished run is not shown as if it were of it."""
     draw_dataset(tmp_path / "data" / "demo", train_per_class=2, test_per_class=2)
     (tmp_path / "x.yaml").write_text(
         "output: runs\noptions: --dataset-config-file demo --workers 0 --zero_shot\n"
@@ -282,6 +283,14 @@ def test_a_real_grid_to_its_report(tmp_path):
     assert (tmp_path / "runs" / "report.html").is_file()
     logs = {path.stem: path.read_text(encoding="utf-8").count("$ ") for path in tmp_path.rglob("runs/**/*seed1.log")}
     assert logs == {"photo-seed1": 1, "broken-seed1": 2}
+
+    monkeypatch.chdir(tmp_path)
+    cells = read_experiment(Path("x.yaml"))
+    assert compare.prepare(cells) == {}
+    victim = sorted((tmp_path / "data" / "demo" / "images" / "test").iterdir())[0]
+    victim.write_bytes(victim.read_bytes() + b"\0")
+    ((name, told),) = compare.prepare(cells).items()
+    assert name.endswith("photo-seed1") and re.search(f"another run: image .*{victim.name} of the test split has", told)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from utils.checkpoint import epoch_path, find_checkpoint, load_checkpoint, prune
 from utils.config import load_config
 from utils.data import Item, Splits, load_splits
 from utils.errors import InputError, TrainingError
+from utils.identity import identify
 from utils.record import Run, backbone_label, read_rows, run_folder, write_text
 
 IDENTITY = {"trainer": "LaFTer", "clip_hash": "abc", "classnames": ["cat", "dog"]}
@@ -41,7 +43,7 @@ def test_a_run_from_start_to_end(tmp_path):
     path = tmp_path / "1.png"
     path.touch()
     splits = Splits("demo", tmp_path, ["a"], [Item(path, 0, "a", (1.0,))], [], [])
-    run.start(cfg, splits)
+    run.start(cfg, replace(identify(cfg, splits), weights="abc"))
     assert load_config(trainer_file=str(folder / "config.yaml")) == cfg
     assert load_splits(folder / "split.json", tmp_path) == splits
     for epoch in range(3):

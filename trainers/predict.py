@@ -61,9 +61,12 @@ def read_run(folder: Path, epoch: int | None, cfg: CfgNode, classnames: Sequence
 
 
 def restore(cfg: CfgNode, clip_model: CLIP, state: dict) -> Tunable:
-    """The model of a run's checkpoint. Raises InputError where it was trained on another backbone."""
+    """The model of a run's checkpoint. Raises InputError where it was trained on another backbone, or activation."""
     if state["clip_hash"] != clip.weights_hash(clip_model):
         raise InputError(f"the run was trained on another backbone than {cfg.MODEL.BACKBONE.NAME}")
+    if state["quick_gelu"] != clip_model.quick_gelu:
+        raise InputError(f"the run was trained with MODEL.BACKBONE.QUICK_GELU {state['quick_gelu']}, and "
+                         f"{cfg.MODEL.BACKBONE.NAME} is used with {clip_model.quick_gelu}: set it to the run's")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.PROMPT_INIT = "uniform"  # the checkpoint's prompts follow: none need be drawn from training images

@@ -18,7 +18,7 @@ from .files import write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3  # 2 told the backbone by its weights as they were loaded, 3 as they lie in its file
 INTERRUPTED = "interrupted.pt"  # within an epoch, where a signal stopped the run
 # what damaged bytes raise on their way through zipfile, pickle and torch
 DAMAGE = (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
@@ -60,7 +60,8 @@ def load_checkpoint(path: Path, expected: dict[str, object]) -> dict[str, object
         raise InputError(f"checkpoint {path} is damaged or none of this project's ({type(error).__name__}); go on from "
                          "another one with --resume PATH") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"checkpoint {path} is not in this project's format {FORMAT}")
+        raise InputError(f"checkpoint {path} is not in this project's format {FORMAT}: another version wrote it, with "
+                         "which it can be read, or it is none of this project's")
     for name, value in expected.items():
         if content.get(name) != value:
             raise InputError(f"checkpoint {path} was made with another {name}: {content.get(name)!r}, here {value!r}")

@@ -239,7 +239,7 @@ def read_coop_split(name: str, home: Home, path: Path, names: Mapping[str, str])
     if sorted(classes) != list(range(len(classes))):
         raise InputError(f"{path}: the labels must be 0 … {len(classes) - 1} without a gap, not {sorted(classes)[:10]}")
     check_items([item for items in splits.values() for item in items])
-    return Splits(name, home.images, [classes[label] for label in sorted(classes)], **splits)
+    return Splits(name, home.images, [classes[label] for label in sorted(classes)], **splits, origin=path.name)
 
 
 def build_splits(cfg: CfgNode, home: Home, listing: Listing, names: Mapping[str, str]) -> Splits:

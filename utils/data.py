@@ -37,7 +37,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set: `root` is the folder that its image paths are told relative to."""
+    """A data set: `root` is the folder that its image paths are told relative to, `origin` the published file that
+    divides it, "" where none does."""
 
     name: str
     root: Path
@@ -45,6 +46,7 @@ class Splits:
     train: list[Item]
     val: list[Item]
     test: list[Item]
+    origin: str = ""
 
     def to_json(self) -> str:
         """The splits as JSON: class names and [relative path, label, class name, distribution] rows."""

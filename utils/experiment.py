@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from .config import load_config, read_yaml
 from .errors import InputError
 from .flags import parse_flags
+from .identity import identify
 from .record import Run, dataset_name, run_folder
 
 KEYS = ("output", "options", "seeds", "axes")
@@ -80,7 +81,7 @@ def _build_cell(names: Sequence[str], options: Sequence[str], seed: int, output:
     cfg = load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
     folder = run_folder(cfg, dataset)
     if folder.exists():
-        Run(folder, resume=True).check_settings(cfg)
+        Run(folder, resume=True).check(identify(cfg))
     return Cell(folder.relative_to(output).as_posix(), tuple(arguments), cfg, folder)
 
 

@@ -1,8 +1,8 @@
-"""A run's folder and what stands in it: config.yaml, split.json, metrics.jsonl, checkpoints/, log.txt, final.json."""
+"""A run's folder and what stands in it: config.yaml, split.json, identity.json, metrics.jsonl, checkpoints/, log.txt,
+final.json."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -13,18 +13,11 @@ from pathlib import Path, PureWindowsPath
 from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
-from .config import flatten, read_yaml
-from .data import Splits
 from .errors import InputError, TrainingError
 from .files import read_text, write_whole
+from .identity import Identity, read_identity
 
 log = logging.getLogger(__name__)
-
-# keys that change a run's numbers by no more than rounding
-HARMLESS = {"RESUME", "PICTURES", "DEVICE", "LOG_DIR", "OUTPUT_DIR", "EXP_NAME", "DATALOADER.NUM_WORKERS",
-            "TRAIN.PRINT_FREQ", "TRAIN.KEEP", "TEXT.CACHE_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD",
-            "DATALOADER.CACHE_GB", "DATALOADER.CACHE_DIR", "DATALOADER.ON_ERROR", "MODEL.DOWNLOAD_ROOT",
-            "DATALOADER.TIMEOUT", "DATALOADER.TRAIN_X.MICRO_BATCH", "MODEL.CHECKPOINT_GRADIENTS"}
 
 
 def run_folder(cfg: CfgNode, dataset: str, trainer: str = "") -> Path:
@@ -101,35 +94,27 @@ class Run:
     def unlock(self) -> None:
         self._lock.release()
 
-    def check_settings(self, cfg: CfgNode) -> None:
-        """InputError where the folder holds a run with settings that would give other numbers than these."""
-        if self.passive:
+    def check(self, here: Identity) -> None:
+        """InputError, with what differs and the mend, where the folder holds a run that answers for other inputs."""
+        if self.passive or not (self.finished or self.rows()):  # nothing there that other inputs could spoil
             return
-        path = self.folder / "config.yaml"
-        if not path.exists() or not (self.finished or self.rows()):  # nothing there that other settings could spoil
-            return
-        there, here = (dict(flatten(tree)) for tree in (read_yaml(path), cfg))
-        different = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-                     for key in sorted({*there, *here} - HARMLESS) if there.get(key) != here.get(key)]
-        if different:
-            raise InputError(f"{self.folder} holds a run with other settings: {'; '.join(different[:3])}"
+        there = read_identity(self.folder)
+        if different := list(there.differences(here)):
+            raise InputError(f"{self.folder} holds another run: {'; '.join(different[:3])}"
                              + (f" and {len(different) - 3} more" if len(different) > 3 else "")
                              + "; choose another --exp-name, or delete the folder")
+        there.check_complete(self.folder)
 
     @property
     def finished(self) -> bool:
         return (self.folder / "final.json").exists()
 
-    def start(self, cfg: CfgNode, splits: Splits) -> None:
-        """Write the resolved configuration and the splits."""
+    def start(self, cfg: CfgNode, identity: Identity) -> None:
+        """Write the resolved configuration and what the run answers for."""
         if self.passive:
             return
         write_text(self.folder / "config.yaml", cfg.dump())
-        path, text = self.folder / "split.json", splits.to_json()
-        if self.rows() and path.exists() and path.read_bytes() != text.encode():
-            raise InputError(f"the images of {splits.name} have changed since {self.folder} began; choose another "
-                             "--exp-name")
-        write_text(path, text)
+        identity.save(self.folder)
 
     def append(self, row: dict[str, object]) -> None:
         """Add a row to metrics.jsonl."""
@@ -165,13 +150,6 @@ class Run:
         except ValueError as error:
             raise InputError(f"{path} is no valid JSON ({error}); delete it to write it anew with --resume "
                              "auto") from error
-
-
-def dataset_identity(splits: Splits) -> str:
-    """A data set in a line: its name, the sizes of its splits and the SHA-256 of what split.json says of it."""
-    sizes = "/".join(str(len(items)) for items in (splits.train, splits.val, splits.test))
-    digest = hashlib.sha256(splits.to_json().encode()).hexdigest()[:16]
-    return f"{splits.name}, {sizes} train/val/test images, SHA-256 {digest}"
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -15,11 +15,13 @@ from .tables import (
     Table,
     accuracy_table,
     difference_table,
+    distribution_note,
     distribution_table,
     find_confusion,
     further_table,
     markdown,
     panels,
+    published_note,
 )
 
 SHOWN_CLASSES = 30  # a larger confusion matrix is told by its most frequent confusions
@@ -86,8 +88,9 @@ def html_report(groups: Groups, title: str, baseline: str = "") -> str:
 
 
 def _tables(groups: Groups, baseline: str) -> list[tuple[str, Table]]:
-    found = [(NOTES["accuracy"], accuracy_table(groups)), (NOTES["difference"], difference_table(groups, baseline)),
-             (NOTES["further"], further_table(groups)), (NOTES["distribution"], distribution_table(groups))]
+    found = [(f"{NOTES['accuracy']} {published_note(groups)}".strip(), accuracy_table(groups)),
+             (NOTES["difference"], difference_table(groups, baseline)), (NOTES["further"], further_table(groups)),
+             (f"{NOTES['distribution']} {distribution_note(groups)}".strip(), distribution_table(groups))]
     return [(note, table) for note, table in found if len(table) > 1]
 
 

@@ -9,14 +9,16 @@ import statistics
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .config import PROJECT, flatten, read_yaml
 from .errors import InputError
 from .files import read_text
+from .identity import Identity, read_identity
 from .intervals import mean_interval
-from .record import HARMLESS, backbone_label, read_rows
+from .literature import UNKNOWN, published_distributions, published_top1
+from .record import backbone_label, read_rows
 
 METHODS = {"zero_shot": "zero-shot", "text_classifier": "text classifier", "untrained": "before the first step",
            "last": "tuned, last epoch", "best": "tuned, best on validation", "tuned": "tuned"}
@@ -63,7 +65,7 @@ def find_runs(root: Path) -> Groups:
     different settings, and for no run.
     """
     groups = defaultdict(list)
-    for path in sorted(root.rglob("final.json")):
+    for path in sorted(root.rglob("final.json"), key=Path.as_posix):
         try:
             result = json.loads(read_text(path))
             experiment = re.sub(r"[-_]?seed\d+$", "", path.parent.name)
@@ -87,17 +89,18 @@ def find_runs(root: Path) -> Groups:
 
 
 def check_settings(runs: Sequence[dict]) -> None:
-    """InputError where runs that would share a row differ in more than the seed, as far as both tell."""
-    told = [(run["folder"], dict(flatten(read_yaml(run["folder"] / "config.yaml")))) for run in runs
-            if (run["folder"] / "config.yaml").is_file()]
-    for folder, settings in told[1:]:
-        first, reference = told[0]
-        different = [f"{key} is {reference[key]!r} and {settings[key]!r}"
-                     for key in sorted(reference.keys() & settings.keys() - HARMLESS - {"SEED"})
-                     if reference[key] != settings[key]]
-        if different:
-            raise InputError(f"{first} and {folder} would share a row, but {different[0]}: rename the folder of one "
+    """InputError where runs that would share a row differ in more than the seed and its splits, as far as both tell."""
+    first, *others = ((run["folder"], replace(read_identity(run["folder"]), splits=None)) for run in runs)
+    for folder, identity in others:
+        for difference in _shared(first[1], identity).differences(_shared(identity, first[1])):
+            raise InputError(f"{folder} would share a row with {first[0]}, but {difference}: rename the folder of one "
                              "(what stands before its seed tells methods apart), or report them apart")
+
+
+def _shared(identity: Identity, other: Identity) -> Identity:
+    """An identity with those settings alone, without the seed, that the other tells too."""
+    told = {key: value for key, value in (identity.settings or {}).items() if key in (other.settings or {})}
+    return replace(identity, settings={**told, "SEED": None})
 
 
 def panels(groups: Groups) -> dict[tuple[str, str, str], Groups]:
@@ -119,12 +122,10 @@ def accuracy_table(groups: Groups, metric: str = "top1") -> Table:
     """Test-split means ± standard deviations over seeds, in per cent, beside published figures where there are any."""
     present = {name for runs in groups.values() for run in runs for name in run["splits"].get("test", {})}
     names = [name for name in METHODS if name in present]
-    published = read_published()["top1"]
     table = [["data", "supervision", "backbone", "trainer", "seeds", *(METHODS[name] for name in names), "published"]]
     for key, runs in groups.items():
         cells = [spread([100 * value for value in scores(runs, name, metric).values()]) for name in names]
-        known = published.get(key.backbone, {}).get(key.dataset) if key.supervision == "pseudo" else None
-        cells.append(f"CLIP {known['CLIP']}, LaFTer {known['LaFTer']}" if known else "")
+        cells.append(", ".join(f"{name} {value}" for name, value in published_top1(runs)[0].items()))
         table.append([*key.panel, key.method, str(len(runs)), *cells])
     return table
 
@@ -142,20 +143,56 @@ def further_table(groups: Groups) -> Table:
 
 
 def distribution_table(groups: Groups) -> Table:
-    """The distribution metrics of the tuned models on the test split, published ones below; only the head where no
-    run has any."""
+    """The distribution metrics of the tuned models on the test split, below them published ones of a data set of which
+    some runs are comparable; only the head where no run has any."""
     table = [["data", "supervision", "backbone", "trainer", "seeds", *DISTRIBUTION_COLUMNS.values()]]
-    datasets = set()
+    published = {}
     for key, runs in groups.items():
         cells = [spread(list(tuned_scores(runs, metric).values()), 3) for metric in DISTRIBUTION_COLUMNS]
         if any(cells):
             table.append([*key.panel, key.method, str(len(runs)), *cells])
-            datasets.add(key.dataset)
-    for dataset, methods in read_published()["distributions"].items():
-        for name, figures in methods.items() if dataset in datasets else ():
+            published.setdefault(key.dataset, {}).update(published_distributions(runs)[0])
+    for dataset, methods in published.items():
+        for name, figures in methods.items():
             cells = [f"{figures[metric]:.2f}" if metric in figures else "" for metric in DISTRIBUTION_COLUMNS]
             table.append([dataset, "labels", "", f"{name} (published)", "", *cells])
     return table
+
+
+def published_note(groups: Groups) -> str:
+    """What the published top-1 figures are, where some stand beside runs, and why none stand beside the others."""
+    shown, reasons = False, defaultdict(list)
+    for key, runs in groups.items():
+        figures, reason = published_top1(runs)
+        shown |= bool(figures)
+        if reason:
+            reasons[reason].append(key.dataset if reason == UNKNOWN else f"{key.dataset}, {key.method}")
+    said = ["LaFTer's published accuracy is the best over its test epochs; ours is the last epoch's, or that of the "
+            "epoch chosen on validation."] * shown
+    return " ".join([*said, *_without_figures(reasons)])
+
+
+def distribution_note(groups: Groups) -> str:
+    """What the published distributions are, where some stand below runs, and beside which runs they do not."""
+    shown, reasons = False, defaultdict(list)
+    for key, runs in groups.items():
+        figures, reason = published_distributions(runs)
+        if tuned_scores(runs, "kl"):
+            shown |= bool(figures)
+            if reason and reason != UNKNOWN:
+                reasons[reason].append(f"{key.dataset}, {key.method}")
+    said = ["Published rows are from the literature and of other splits: they give the order of magnitude."] * shown
+    return " ".join([*said, *_without_figures(reasons)])
+
+
+def _without_figures(reasons: dict[str, list[str]]) -> list[str]:
+    """One sentence for all runs without published figures, by the reason."""
+    told = []
+    for reason, names in reasons.items():
+        names = list(dict.fromkeys(names))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        told.append(f"{'; '.join(names[:3])}{more} ({reason})")
+    return [f"No published figures beside {'; '.join(told)}."] if told else []
 
 
 def difference_table(groups: Groups, baseline: str = "") -> Table:
@@ -219,10 +256,6 @@ def show_interval(values: Sequence[float], digits: int = 1) -> str:
         return ""
     mean, low, high = (f"{number:+.{digits}f}".replace("-", "−") for number in mean_interval(values))
     return mean if math.isnan(mean_interval(values)[1]) else f"{mean} [{low}, {high}]"
-
-
-def read_published() -> dict:
-    return read_yaml(PROJECT / "configs" / "published.yaml")
 
 
 def find_confusion(runs: Sequence[dict]) -> list[list[int]]:
