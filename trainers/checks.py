@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from utils.checkpoint import find_checkpoint
 from utils.config import image_size, resolve_path
+from utils.identity import identify
 from utils.readers import existing
 from utils.record import Run, dataset_name, run_folder
 from utils.transforms import build_views
@@ -38,4 +39,4 @@ def check_training(cfg: CfgNode) -> None:
         find_checkpoint(Path(cfg.RESUME))
     folder = run_folder(cfg, dataset_name(cfg))
     if folder.exists():
-        Run(folder, resume=bool(cfg.RESUME), passive=not distributed.is_main()).check_settings(cfg)
+        Run(folder, resume=bool(cfg.RESUME), passive=not distributed.is_main()).check(identify(cfg))
