@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_results import write_run
 
+from tests.test_results import write_run
 from utils.config import load_config
 from utils.report import markdown_report
 from utils.tables import accuracy_table, distribution_note, distribution_table, find_runs, published_note
@@ -78,12 +78,13 @@ def test_one_note_for_all_runs_without_published_figures(tmp_path):
         "MultiLayerLaFTer (few-c) and 1 more (DATASET.NUM_SHOTS is 4); demo (none are known).")
 
 
-@pytest.mark.parametrize("settings, told", [
-    ((), ""), (("DATASET.NEUTRAL", "keep"), "DATASET.NEUTRAL is 'keep'"),
-    (("DATASET.NUM_SHOTS", "4"), "DATASET.NUM_SHOTS is 4"),
-    (("DATASET.SUBSAMPLE_CLASSES", "new"), "DATASET.SUBSAMPLE_CLASSES is 'new'")])
-def test_distributions_stand_above_published_ones_of_the_same_classes(tmp_path, settings, told):
-    write_published(tmp_path, "one", *settings, dataset="emotion6",
+@pytest.mark.parametrize("settings, classes, told", [
+    ((), 6, ""), (("DATASET.NEUTRAL", "keep"), 6, "DATASET.NEUTRAL is 'keep'"),
+    (("DATASET.NUM_SHOTS", "4"), 6, "DATASET.NUM_SHOTS is 4"),
+    (("DATASET.SUBSAMPLE_CLASSES", "new"), 6, "DATASET.SUBSAMPLE_CLASSES is 'new'"),
+    ((), 7, "it has 7 classes, not 6")])
+def test_distributions_stand_above_published_ones_of_the_same_classes(tmp_path, settings, classes, told):
+    write_published(tmp_path, "one", *settings, dataset="emotion6", classnames=list("abcdefg"[:classes]),
                     splits={"test": {"last": {"top1": 0.5, "kl": 0.25}}})
     write_run(tmp_path, "two", {"last": 0.5}, dataset="emotion6")
     groups = find_runs(tmp_path)
