@@ -154,6 +154,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     training, criterion = build_training(cfg, clip_model, model, classifier, agreed)
     training.interrupts, training.references = interrupts, references
+    training.unreadable = result.pop("unreadable", [])  # told already
     if cfg.RESUME:
         distributed.agree(lambda: resume(cfg, training, run, identity))
     training.share()
@@ -174,7 +175,8 @@ def draw_examples(cfg: CfgNode, splits: Splits, model: Tunable, loader: ViewLoad
     """A picture of a dozen test images with their annotated distributions and the model's."""
     items = [splits.test[index] for index in choose_items(splits.test, 12, cfg.SEED)]
     chosen = build_loader(items, loader.dataset.views, cfg.DATALOADER.TEST.BATCH_SIZE, workers=0,
-                          shard=distributed.shard(), on_error=cfg.DATALOADER.ON_ERROR, device=loader.device)
+                          shard=distributed.shard(), on_error=cfg.DATALOADER.ON_ERROR, device=loader.device,
+                          decoding=loader.dataset.decoding)
     outputs = predict(model, chosen, "picture")
     if distributed.is_main():
         draw_predictions([items[index] for index in outputs["index"]], outputs["probabilities"], splits.classnames,
@@ -199,6 +201,7 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
         outputs = plain_features(clip_model, loader, split)
         if outputs["unreadable"]:
             log.warning("%s, left out: %s", split, summarise_unreadable(outputs["unreadable"]))
+            result.setdefault("unreadable", []).extend(outputs["unreadable"])
         references[split] = (outputs["features"] @ classifier.cpu().t()).argmax(1)
         for name, weight in classifiers.items():
             probabilities = (outputs["features"] @ weight.cpu().t()).softmax(-1)

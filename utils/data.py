@@ -165,7 +165,7 @@ class ImageDataset(Dataset):
     def __init__(self, items: Sequence[Item], views: dict[str, WeakView], seed: int = 0, on_error: str = "raise",
                  cache: ImageCache | None = None, decoding: Decoding = AS_SEEN):
         self.items, self.views, self.seed, self.on_error = list(items), views, seed, on_error
-        self.read = partial(read_image, decoding=decoding)
+        self.decoding, self.read = decoding, partial(read_image, decoding=decoding)
         self.annotated = bool(items) and all(item.distribution is not None for item in items)
         self.cached: dict[str, CachedImages] = {}
         for view in {view.source: view for view in views.values()}.values() if cache and items else ():
