@@ -20,36 +20,42 @@ from yacs.config import CfgNode
 import clip
 from clip.model import CLIP
 from trainers import distributed
-from trainers.backbone import environment, load_clip
-from trainers.build import build_student, build_training, count_parameters
+from trainers.build import (
+    build_loaders,
+    build_student,
+    build_training,
+    count_parameters,
+    environment,
+    load_clip,
+    prepare_blocks,
+)
 from trainers.checks import check_inputs, check_training
-from trainers.engine import evaluate, fit, predict
-from trainers.loaders import build_loaders
+from trainers.evaluation import evaluate, plain_features, predict
 from trainers.objective import Objective, generated_distributions
-from trainers.plain import plain_features
 from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
-from trainers.speed import prepare_blocks
+from trainers.state import Training
 from trainers.text_classifier import train_text_classifier
 from trainers.texts import tell_same_classes, text_features
-from trainers.training import Training
-from utils.catalogue import format_datasets, list_datasets
-from utils.checkpoint import drop_later, find_checkpoint, find_latest, keep_best
+from trainers.training import fit
 from utils.config import default_config, load_config
-from utils.data import Splits, ViewLoader, build_loader, order_classes
-from utils.datasets import load_dataset
+from utils.data.images import summarise_unreadable
+from utils.data.items import Splits, order_classes
+from utils.data.loader import ViewLoader, build_loader
+from utils.datasets.catalogue import format_datasets, list_datasets
+from utils.datasets.table import load_dataset
 from utils.errors import InputError, SystemFailure
 from utils.failures import plain_errors
 from utils.flags import Flags, parse_flags
-from utils.identity import Identity, changed_settings, describe_data, identify, read_identity, recorded_splits
-from utils.images import summarise_unreadable
-from utils.interrupt import Interrupted, Interrupts
-from utils.logs import collect_logs, start_logging
 from utils.metrics import one_sided, score
-from utils.pictures import choose_items, draw_predictions
-from utils.published import settings_label
-from utils.record import Run, run_folder, write_text
+from utils.report.pictures import choose_items, draw_predictions
 from utils.results import format_summary
-from utils.rng import seed_generators
+from utils.runs.checkpoint import drop_later, find_checkpoint, find_latest, keep_best
+from utils.runs.identity import Identity, changed_settings, describe_data, identify, read_identity, recorded_splits
+from utils.runs.logs import collect_logs, start_logging
+from utils.runs.random_state import seed_generators
+from utils.runs.record import Run, run_folder, write_text
+from utils.runs.settings import settings_label
+from utils.runs.signals import Interrupted, Interrupts
 from utils.utils import Tunable
 
 log = logging.getLogger("LaFTer")

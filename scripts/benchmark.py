@@ -26,12 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 
-from benchmark_parts import BACKBONES, CASES, Row, measure_apart, measure_pipeline, measure_texts
-from benchmark_scaling import measure_scaling
+from benchmarks.parts import BACKBONES, CASES, Row, measure_apart, measure_pipeline, measure_texts
+from benchmarks.scaling import measure_scaling
 
 from clip.model import PRECISIONS
 from LaFTer import exit_with_message
-from trainers.backbone import choose_device
+from trainers.build import choose_device
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLUMNS = {"seconds": "s", "images_per_s": "images/s", "floor_fraction": "of the floor", "peak_gb": "peak GB",

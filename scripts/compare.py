@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 import utils.results
 from clip import ClipError, weights_hash
 from LaFTer import exit_with_message
-from trainers.backbone import load_clip
+from trainers.build import load_clip
 from utils.config import PROJECT
-from utils.datasets import load_dataset
+from utils.datasets.table import load_dataset
 from utils.errors import InputError
-from utils.experiment import Cell, read_experiment
-from utils.identity import Identity, identify
-from utils.record import Run
+from utils.runs.experiment import Cell, read_experiment
+from utils.runs.identity import Identity, identify
+from utils.runs.record import Run
 
 USER_ERRORS = (InputError, ClipError, FileNotFoundError)
 POLL_SECONDS = 0.2

@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file
 import clip  # noqa: E402
 from trainers.texts import read_descriptions  # noqa: E402
 from utils.config import load_config  # noqa: E402
-from utils.datasets import check_classnames, load_dataset  # noqa: E402
+from utils.datasets.reading import read_names  # noqa: E402
+from utils.datasets.table import check_classnames, load_dataset  # noqa: E402
 from utils.errors import InputError  # noqa: E402
-from utils.readers import read_names  # noqa: E402
-from utils.record import write_text  # noqa: E402
+from utils.runs.record import write_text  # noqa: E402
 
 log = logging.getLogger("generate_descriptions")
 

@@ -25,19 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 import clip
 from clip.model import CLIP
 from LaFTer import exit_with_message
-from trainers.backbone import environment, load_clip
-from trainers.loaders import build_loaders
-from trainers.plain import plain_features
+from trainers.build import build_loaders, environment, load_clip
+from trainers.evaluation import plain_features
 from utils.config import IMAGE_PHASE, load_config
-from utils.data import UNKNOWN, Splits
-from utils.datasets import load_dataset
+from utils.data.items import UNKNOWN, Splits
+from utils.datasets.table import load_dataset
 from utils.errors import InputError
 from utils.flags import parse_flags
-from utils.identity import describe_data, identify
-from utils.logs import start_logging
 from utils.metrics import score
-from utils.record import Run, run_folder
 from utils.results import format_summary
+from utils.runs.identity import describe_data, identify
+from utils.runs.logs import start_logging
+from utils.runs.record import Run, run_folder
 
 log = logging.getLogger("linear_probe")
 WEIGHT_DECAYS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)

@@ -33,12 +33,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, the project's folder is not there
 
+from pretrain_demo.captions import caption  # noqa: E402
+
 import clip  # noqa: E402
 from clip.model import CLIP  # noqa: E402
-from utils.demo_captions import caption  # noqa: E402
-from utils.demo_drawing import draw  # noqa: E402
-from utils.demo_faces import EMOTIONS, PROTOTYPES, face_actions, sample_distribution  # noqa: E402
-from utils.demo_styles import FAMILIES, sample_style  # noqa: E402
+from utils.demo.drawing import draw  # noqa: E402
+from utils.demo.faces import EMOTIONS, PROTOTYPES, face_actions, sample_distribution  # noqa: E402
+from utils.demo.styles import FAMILIES, sample_style  # noqa: E402
 
 log = logging.getLogger("pretrain_demo_clip")
 

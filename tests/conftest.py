@@ -12,12 +12,11 @@ from PIL import Image
 
 from clip.model import CLIP
 from clip.transformer import LayerNorm
-from trainers.build import build_student, build_training
-from trainers.loaders import build_loaders
+from trainers.build import build_loaders, build_student, build_training
 from trainers.objective import Objective
 from utils.config import load_config
-from utils.data import Splits
-from utils.datasets import load_dataset
+from utils.data.items import Splits
+from utils.datasets.table import load_dataset
 
 VOCABULARY_SIZE = 49_408
 CLASSNAMES = ["blue", "green", "red"]  # of the folder data set in `root`

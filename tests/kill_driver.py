@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 import LaFTer
-import trainers.engine
+import trainers.training
 from tests import tiny_run
-from utils.checkpoint import find_latest, load_checkpoint
-from utils.record import Run
+from utils.runs.checkpoint import find_latest, load_checkpoint
+from utils.runs.record import Run
 
 SURVIVES = 10 ** 9
 
@@ -45,9 +45,9 @@ class Events:
         """Hook the places where a run stands between two states."""
         self.wrap(LaFTer, "text_features", "text phase")
         self.wrap(LaFTer, "train_text_classifier", "text classifier")
-        self.wrap(trainers.engine, "learn_share", "step")
-        self.wrap(trainers.engine, "update", "update")
-        self.wrap(trainers.engine, "predict", "evaluation")
+        self.wrap(trainers.training, "learn_share", "step")
+        self.wrap(trainers.training, "update", "update")
+        self.wrap(trainers.training, "predict", "evaluation")
         self.wrap(Path, "unlink", "deletion")
         replace, fsync, append = os.replace, os.fsync, Run.append
 

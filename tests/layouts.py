@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.data import Splits
+from utils.data.items import Splits
 
 
 def images(folder: Path, *names: str) -> None:

@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.alignment import fit_alignment, solve_alignment
-from trainers.lafter_multilayer import MultiLayerLaFTer
-from trainers.moments import Moments
-from trainers.training import load_tuned, tuned_state
+from trainers.LaFTer_multilayer import MultiLayerLaFTer
+from trainers.state import load_tuned, tuned_state
+from trainers.statistics import Moments, fit_alignment, solve_alignment
 from utils.errors import InputError
 
 

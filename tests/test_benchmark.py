@@ -12,14 +12,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import benchmark
-from benchmark_parts import CASES, draw_photos, make_clip, make_step, measure_pipeline, measure_texts
-from benchmark_reference import PlainImages, PlainStep, encode_texts_one_by_one
-from benchmark_scaling import measure_scaling
+from benchmarks.parts import CASES, draw_photos, make_clip, make_step, measure_pipeline, measure_texts
+from benchmarks.reference import PlainImages, PlainStep, encode_texts_one_by_one
+from benchmarks.scaling import measure_scaling
 
-from trainers.engine import backward
 from trainers.texts import encode_texts
-from utils.data import Item, build_loader
-from utils.transforms import build_views
+from trainers.training import backward
+from utils.data.items import Item
+from utils.data.loader import build_loader
+from utils.data.views import build_views
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ import pytest
 from layouts import images
 
 import LaFTer
-from utils.catalogue import format_datasets, list_datasets
 from utils.config import PROJECT, load_config
-from utils.datasets import READERS
+from utils.datasets.catalogue import format_datasets, list_datasets
+from utils.datasets.table import READERS
 
 
 def test_every_known_data_set_is_listed_and_has_its_yaml():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from layouts import images, told, write
 
-from utils.classification_readers import split_camel_case
+from utils.datasets.annotations import split_camel_case
 from utils.errors import InputError
 
 COOP_SPLITS = {

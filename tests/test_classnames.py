@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from utils.config import load_config
+from utils.datasets.reading import configured_classnames, normal_name, tell_classnames
 from utils.errors import InputError
-from utils.readers import configured_classnames, normal_name, tell_classnames
 
 
 def names(*value: str) -> list[str]:

@@ -21,7 +21,7 @@ from tests.clip_forms import FORMS, VISION, hub_model, hugging_face, small_state
 from tests.conftest import randomise
 from tests.test_clip_load import as_module
 from tests.tiny_run import arguments, make_inputs
-from trainers.backbone import load_clip
+from trainers.build import load_clip
 from trainers.texts import text_features
 from utils.config import PROJECT
 from utils.errors import InputError

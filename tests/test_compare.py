@@ -17,9 +17,9 @@ import pytest
 
 from scripts import compare
 from utils.config import flatten
-from utils.demo_faces import draw_dataset
+from utils.demo.faces import draw_dataset
 from utils.errors import InputError
-from utils.experiment import read_experiment
+from utils.runs.experiment import read_experiment
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((PROJECT / "configs" / "experiments").glob("*.yaml"))

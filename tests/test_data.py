@@ -12,21 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data import (
-    UNKNOWN,
-    EpochSampler,
-    ImageDataset,
-    Item,
-    Splits,
-    build_loader,
-    carve,
-    check_images,
-    few_shot,
-    load_splits,
-    read_image,
-)
+from utils.data.images import read_image
+from utils.data.items import UNKNOWN, Item, Splits, carve, check_images, few_shot, load_splits
+from utils.data.loader import EpochSampler, ImageDataset, build_loader
+from utils.data.views import build_views
 from utils.errors import InputError
-from utils.transforms import build_views
 
 STRONG = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and std that leave pixels as they are

@@ -18,9 +18,9 @@ import pytest
 import torchvision.datasets
 from layouts import images, told, write
 
-from utils import classification_datasets
 from utils.config import load_config
-from utils.datasets import load_dataset
+from utils.datasets import classification as classification_datasets
+from utils.datasets.table import load_dataset
 from utils.errors import InputError
 from utils.files import move_in, whole_folder
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from utils.config import load_config
-from utils.data import UNKNOWN, Splits
-from utils.datasets import load_dataset
+from utils.data.items import UNKNOWN, Splits
+from utils.datasets.table import load_dataset
 from utils.errors import InputError
 
 SIX = ["anger", "disgust", "fear", "joy", "sadness", "surprise"]

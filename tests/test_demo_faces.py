@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.demo_captions import NOUNS, PHRASES, caption
-from utils.demo_faces import EMOTIONS, PROTOTYPES, draw_dataset, draw_face, face_actions, sample_distribution
-from utils.demo_styles import COLOURS, DEMO, FAMILIES, PRETRAIN, sample_style
+from scripts.pretrain_demo.captions import NOUNS, PHRASES, caption
+from utils.demo.faces import EMOTIONS, PROTOTYPES, draw_dataset, draw_face, face_actions, sample_distribution
+from utils.demo.styles import COLOURS, DEMO, FAMILIES, PRETRAIN, sample_style
 from utils.errors import InputError
 
 DESCRIPTIONS = Path(__file__).resolve().parent.parent / "configs" / "descriptions" / "Demo.json"
@@ -71,7 +71,7 @@ def test_a_folder_in_use_is_left_alone(dataset, tmp_path):
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
-    monkeypatch.setattr("utils.demo_faces.draw_face", interrupted)
+    monkeypatch.setattr("utils.demo.faces.draw_face", interrupted)
     with pytest.raises(KeyboardInterrupt):
         draw_dataset(tmp_path / "demo", train_per_class=1, test_per_class=1)
     assert list(tmp_path.iterdir()) == []

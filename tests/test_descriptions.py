@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import clip
-from utils.classification_datasets import DEFINITIONS
 from utils.config import load_config
+from utils.datasets.classification import DEFINITIONS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EKMAN = {"anger", "disgust", "fear", "joy", "sadness", "surprise"}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from utils.distributions import circular_distances, class_distances, strategy1
+from utils.emotion_circle import circular_distances, class_distances, strategy1
 from utils.errors import InputError
 
 MIKELS = ["fear", "excitement", "awe", "contentment", "amusement", "anger", "disgust", "sadness"]

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from utils.config import PROJECT, load_config
-from utils.data import Splits
-from utils.datasets import load_dataset
-from utils.emotion_datasets import votes_label
+from utils.data.items import Splits
+from utils.datasets.emotions import votes_label
+from utils.datasets.table import load_dataset
 from utils.errors import InputError
 
 DATA = Path(os.environ.get("LAFTER_DATA", PROJECT.parent / "shared" / "data"))

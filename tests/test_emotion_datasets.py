@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from utils.config import load_config
-from utils.data import Item, Splits, build_loader
-from utils.datasets import load_dataset
-from utils.distributions import circular_distances, class_distances
-from utils.emotion_datasets import MIKELS
+from utils.data.items import Item, Splits
+from utils.data.loader import build_loader
+from utils.data.views import WeakView
+from utils.datasets.emotions import MIKELS
+from utils.datasets.table import load_dataset
+from utils.emotion_circle import circular_distances, class_distances
 from utils.errors import InputError
-from utils.transforms import WeakView
 
 WHEEL = ["fear", "excitement", "awe", "contentment", "amusement", "anger", "disgust", "sadness"]
 ALPHABET = sorted(WHEEL)

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny_run import assert_same
-from trainers.engine import choose_labels, evaluate, fit, predict, step_loss, train_one_epoch, update
+from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective
-from trainers.training import tuned_state
-from utils.checkpoint import find_checkpoint, load_checkpoint
-from utils.data import UNKNOWN
+from trainers.state import tuned_state
+from trainers.training import choose_labels, fit, step_loss, train_one_epoch, update
+from utils.data.items import UNKNOWN
 from utils.errors import InputError, TrainingError
-from utils.record import Run
+from utils.runs.checkpoint import find_checkpoint, load_checkpoint
+from utils.runs.record import Run
 
 
 def fit_in(folder, parts: SimpleNamespace, resume: bool = False) -> tuple[Run, dict]:

@@ -21,15 +21,15 @@ from tests import tiny_run
 from tests.test_engine import fit_in, timeless
 from tests.test_processes import PROJECT, ends, environment, start_two, wait_for
 from trainers.objective import Objective
-from trainers.training import tuned_state
-from utils import shared_memory
-from utils.checkpoint import find_latest, load_checkpoint
-from utils.data import EpochSampler, ImageDataset, ViewLoader
+from trainers.state import tuned_state
+from utils.data import shared_memory
+from utils.data.images import read_image
+from utils.data.loader import EpochSampler, ImageDataset, ViewLoader
+from utils.data.shared_memory import affordable_workers, batch_bytes
+from utils.data.views import build_views
 from utils.errors import InputError, SystemFailure
 from utils.failures import plain_errors
-from utils.images import read_image
-from utils.shared_memory import affordable_workers, batch_bytes
-from utils.transforms import build_views
+from utils.runs.checkpoint import find_latest, load_checkpoint
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, or files that stand for shared memory")

@@ -8,7 +8,7 @@ from test_clip_load import as_module
 
 import LaFTer
 from clip.model import CLIP
-from utils.demo_faces import draw_dataset
+from utils.demo.faces import draw_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")  # the test writes TorchScript
 

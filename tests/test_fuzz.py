@@ -22,13 +22,15 @@ from clip.tokenizer import VOCABULARY, read_merges
 from tests import tiny_run
 from trainers.distributed import USER_ERRORS
 from trainers.texts import read_descriptions, read_text_features
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import load_config, read_yaml
-from utils.data import Item, Splits, load_splits, read_image
-from utils.datasets import load_dataset
+from utils.config import load_config
+from utils.data.images import read_image
+from utils.data.items import Item, Splits, load_splits
+from utils.datasets.table import load_dataset
 from utils.errors import InputError
-from utils.record import Run, read_rows
-from utils.rng import rng_state
+from utils.files import read_yaml
+from utils.runs.checkpoint import load_checkpoint, save_checkpoint
+from utils.runs.random_state import rng_state
+from utils.runs.record import Run, read_rows
 
 CASES = 40  # of each kind
 

@@ -18,15 +18,16 @@ import torch.nn.functional as F
 import LaFTer
 from tests import tiny_run
 from tests.test_engine import fit_in
-from trainers.engine import evaluate, finish_gradients, train_one_epoch
-from trainers.monitors import GradientMonitor
+from trainers.evaluation import evaluate
 from trainers.objective import Objective
-from trainers.training import tuned_state
-from utils.checkpoint import find_latest, load_checkpoint, save_checkpoint
+from trainers.state import tuned_state
+from trainers.statistics import GradientMonitor
+from trainers.training import finish_gradients, train_one_epoch
 from utils.errors import InputError, TrainingError
-from utils.interrupt import Interrupted, Interrupts
-from utils.record import Run
-from utils.rng import rng_state, seed_generators, set_rng_state
+from utils.runs.checkpoint import find_latest, load_checkpoint, save_checkpoint
+from utils.runs.random_state import rng_state, seed_generators, set_rng_state
+from utils.runs.record import Run
+from utils.runs.signals import Interrupted, Interrupts
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -68,7 +69,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_later(tmp_path):
         original(path, content)
 
     with pytest.MonkeyPatch.context() as patch, limit:
-        patch.setattr("trainers.engine.save_checkpoint", fill_the_disk)
+        patch.setattr("trainers.training.save_checkpoint", fill_the_disk)
         with pytest.raises(TrainingError, match=r"epoch0002\.pt"):
             LaFTer.main(arguments)
     assert saved[-1] == "epoch0002.pt"
@@ -213,7 +214,7 @@ def test_the_norm_is_limited_and_recorded(prepare):
 def test_a_step_that_fp16s_scaler_leaves_out_has_no_norm(prepare, monkeypatch):
     """The mean is over the steps that were taken; without any there is none."""
     norms = iter([1.0, math.inf, 3.0, *[math.nan] * 9])
-    monkeypatch.setattr("trainers.engine.finish_gradients", lambda *_: next(norms))
+    monkeypatch.setattr("trainers.training.finish_gradients", lambda *_: next(norms))
     parts = prepare("LaFTer", {"OPTIM.MAX_EPOCH": 2, "DATALOADER.TRAIN_X.BATCH_SIZE": 6})
     for mean in (2.0, None):
         row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)

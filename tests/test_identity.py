@@ -15,8 +15,8 @@ import LaFTer
 from tests.tiny_run import arguments, make_inputs, run_folder
 from utils.config import default_config, flatten
 from utils.errors import InputError
-from utils.identity import BY_CONTENT, HARMLESS, identify, read_identity
-from utils.record import Run
+from utils.runs.identity import BY_CONTENT, HARMLESS, identify, read_identity
+from utils.runs.record import Run
 
 QUICK = ("--epochs", "1", "--scheduler", "none", "TEXT.EPOCHS", "5")
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data import Item, build_loader, read_image
+from utils.data.cache import ImageCache
+from utils.data.images import Decoding, read_image
+from utils.data.items import Item
+from utils.data.loader import build_loader
+from utils.data.views import build_views
 from utils.errors import InputError
-from utils.image_cache import ImageCache
-from utils.images import Decoding
-from utils.transforms import build_views
 
 ALL = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")
 WEAK, STRONG = build_views(16, ALL, (0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
@@ -195,7 +196,7 @@ def test_what_is_cached_is_found_without_a_look_into_any_image(items, tmp_path, 
     """The shapes, which differ from image to image, lie in the cache; beyond the cap a weak view needs no header."""
     paths = [item.path for item in items]
     built = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
-    monkeypatch.setattr("utils.image_cache.image_shape", lambda *_: pytest.fail("a header was read"))
+    monkeypatch.setattr("utils.data.cache.image_shape", lambda *_: pytest.fail("a header was read"))
     found = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
     assert np.array_equal(found.shapes, built.shapes) and len({tuple(shape) for shape in found.shapes}) > 5
     assert all(np.array_equal(found[index], built[index]) for index in range(12))

@@ -14,9 +14,9 @@ from layouts import images, told, write
 import LaFTer
 from tests.conftest import CLASSNAMES
 from tests.tiny_run import make_inputs
-from utils.classification_readers import IMAGENET_CLASSNAMES, read_lines
 from utils.config import load_config
-from utils.datasets import check_classnames
+from utils.datasets.annotations import IMAGENET_CLASSNAMES, read_lines
+from utils.datasets.table import check_classnames
 from utils.errors import InputError
 
 NAMES = dict(line.split(" ", 1) for line in read_lines(IMAGENET_CLASSNAMES))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.data.images import Decoding, choose_decoding, image_shape, read_image, summarise_unreadable
 from utils.errors import InputError
-from utils.images import Decoding, choose_decoding, image_shape, read_image, summarise_unreadable
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (8, 1))  # 64 greys from black to nearly white
 COLOURS = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], -1)
@@ -184,7 +184,7 @@ def test_too_many_pixels_are_refused_and_the_key_named(tmp_path, make_cfg):
 
 
 def test_heic_says_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.images.hint", lambda suffix: {".heic": "pip install pillow-heif"}.get(suffix, ""))
+    monkeypatch.setattr("utils.data.images.hint", lambda suffix: {".heic": "pip install pillow-heif"}.get(suffix, ""))
     for name, mend in (("a.heic", "pip install pillow-heif"), ("a.jpg", "replace or remove it")):
         (tmp_path / name).write_bytes(b"no image")
         with pytest.raises(InputError, match=f"cannot read image .*{name} .*; {mend}"):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from utils.intervals import mean_interval, t_probability, t_quantile
+from utils.report.intervals import mean_interval, t_probability, t_quantile
 
 
 @pytest.mark.parametrize("freedom, t", [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262),

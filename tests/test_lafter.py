@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from trainers.build import build_student, build_training, count_parameters
-from trainers.engine import choose_labels, predict, step_loss, update
-from trainers.lafter import LaFTer
+from trainers.evaluation import predict
+from trainers.LaFTer import LaFTer
 from trainers.objective import Objective
+from trainers.training import choose_labels, step_loss, update
 
 CLASSES, PROMPTS, STEPS, BATCH = 4, 50, 5, 8
 CLASSNAMES = [f"class {label}" for label in range(CLASSES)]

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from utils.config import load_config
-from utils.demo_faces import draw_dataset
+from utils.demo.faces import draw_dataset
 from utils.errors import InputError
 from utils.flags import parse_flags
-from utils.record import run_folder
+from utils.runs.record import run_folder
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 NATIVE = ".bat" if os.name == "nt" else ".sh"

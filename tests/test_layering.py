@@ -94,7 +94,7 @@ def test_the_helpers_of_this_file_see_what_they_look_for(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     (tmp_path / "utils" / "deep").mkdir(parents=True)
     path = tmp_path / "utils" / "deep" / "bad.py"
-    path.write_text("import trainers.engine as e\nfrom clip.model import *\nfrom ..errors import X\nfrom . import y\n"
+    path.write_text("import trainers.training as e\nfrom clip.model import *\nfrom ..errors import X\nfrom . import y\n"
                     "def f():\n    import LaFTer\n    importlib.import_module('scripts.x')\n", encoding="utf-8")
     assert imported(path) == {"trainers", "clip", "utils", "LaFTer", "scripts"}
     for test in (test_imports_run_one_way, test_no_wildcards_and_no_long_files):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from layouts import images, told, write
 
-from utils.data import Splits
+from utils.data.items import Splits
 from utils.errors import InputError
 
 EMOTIONS = "Amusement Awe Contentment Excitement Anger Disgust Fear Sadness"

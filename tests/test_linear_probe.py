@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts import linear_probe
-from utils.demo_faces import draw_dataset
+from utils.demo.faces import draw_dataset
 from utils.errors import InputError
 
 

@@ -15,9 +15,9 @@ from layouts import images
 from PIL import Image
 
 from utils.config import PROJECT
+from utils.data.image_formats import hint, open_image, readable_suffixes
+from utils.data.listing import count_images, describe_left_out, list_class, list_folders, list_images, tell_left_out
 from utils.errors import InputError
-from utils.image_formats import hint, open_image, readable_suffixes
-from utils.listing import count_images, describe_left_out, list_class, list_folders, list_images, tell_left_out
 
 
 def names(folder: Path, **options) -> list[str]:

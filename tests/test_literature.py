@@ -8,8 +8,8 @@ import pytest
 
 from tests.test_results import write_run
 from utils.config import load_config
-from utils.report import markdown_report
-from utils.tables import accuracy_table, distribution_note, distribution_table, find_runs, published_note
+from utils.report.html import markdown_report
+from utils.report.tables import accuracy_table, distribution_note, distribution_table, find_runs, published_note
 
 
 def write_published(root: Path, name: str, *settings: str, dataset: str = "cifar10", **changes) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import LaFTer
-from utils.demo_faces import draw_dataset
+from utils.demo.faces import draw_dataset
 from utils.errors import InputError
-from utils.record import read_rows
+from utils.runs.record import read_rows
 
 PROJECT = Path(__file__).resolve().parent.parent
 QUICK = ("--epochs", "2", "--batch_size", "12", "--lr", "0.001")

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from trainers.build import training_settings
-from trainers.lafter import LaFTer, Prediction
-from trainers.lafter_multilayer import MultiLayerLaFTer
-from trainers.moments import Moments
-from trainers.monitors import GradientMonitor, StageMonitor, model_monitors
-from utils.data import UNKNOWN
+from trainers.LaFTer import LaFTer, Prediction
+from trainers.LaFTer_multilayer import MultiLayerLaFTer
+from trainers.statistics import GradientMonitor, Moments, StageMonitor, model_monitors
+from utils.data.items import UNKNOWN
 from utils.utils import setup_lafter_training_utils
 
 

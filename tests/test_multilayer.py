@@ -11,8 +11,8 @@ from torch import nn
 
 from clip.model import CLIP
 from trainers.build import count_parameters, training_settings
-from trainers.engine import predict
-from trainers.lafter_multilayer import MultiLayerLaFTer, NeighborhoodGaussianAggregation, fusion_start
+from trainers.evaluation import predict
+from trainers.LaFTer_multilayer import MultiLayerLaFTer, NeighborhoodGaussianAggregation, fusion_start
 from utils.config import load_config
 from utils.errors import InputError
 from utils.losses import MultiStageConsistencyLoss

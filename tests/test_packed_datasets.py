@@ -11,10 +11,10 @@ import pytest
 from layouts import images, told
 from PIL import Image
 
-from utils.classification_datasets import DEFINITIONS
 from utils.config import load_config
-from utils.datasets import load_dataset
-from utils.demo_faces import draw_dataset
+from utils.datasets.classification import DEFINITIONS
+from utils.datasets.table import load_dataset
+from utils.demo.faces import draw_dataset
 from utils.errors import InputError
 
 # --- CIFAR, whose images lie in few files ----------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from utils.data import UNKNOWN, Item
+from utils.data.items import UNKNOWN, Item
 from utils.errors import InputError
-from utils.pictures import ANNOTATED, BARS, PREDICTED, choose_items, draw_predictions, shown_classes
+from utils.report.pictures import ANNOTATED, BARS, PREDICTED, choose_items, draw_predictions, shown_classes
 
 CLASSES = ["anger", "fear", "joy"]
 

@@ -13,13 +13,14 @@ from PIL import Image
 
 import LaFTer
 from trainers.predict import ImageFiles, find_files
-from utils.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from utils.data import Item, Splits, ViewLoader, build_loader, order_classes
-from utils.demo_faces import draw_dataset
+from utils.data.images import Decoding
+from utils.data.items import Item, Splits, order_classes
+from utils.data.loader import ViewLoader, build_loader
+from utils.data.views import build_views
+from utils.demo.faces import draw_dataset
 from utils.errors import InputError
-from utils.images import Decoding
-from utils.record import read_rows
-from utils.transforms import build_views
+from utils.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from utils.runs.record import read_rows
 
 CLASSES = ["joy", "anger", "disgust", "fear", "sadness", "surprise"]
 QUICK = ("--epochs", "1", "--workers", "0", "--batch_size", "12", "PICTURES", "False", "TEXT.EPOCHS", "20")

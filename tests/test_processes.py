@@ -17,10 +17,10 @@ import torch
 
 import LaFTer
 from tests import tiny_run
-from utils.checkpoint import find_latest, load_checkpoint
-from utils.data import EpochSampler, build_loader
+from utils.data.loader import EpochSampler, build_loader
 from utils.errors import InputError
-from utils.record import read_rows
+from utils.runs.checkpoint import find_latest, load_checkpoint
+from utils.runs.record import read_rows
 
 PROJECT = Path(__file__).resolve().parent.parent
 MODES = {

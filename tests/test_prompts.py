@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from trainers.build import build_student, sample_images
-from trainers.lafter import uniform_prompts
-from trainers.prompts import token_prompts
-from utils.data import Item, build_loader
-from utils.transforms import build_views
+from trainers.LaFTer import token_prompts, uniform_prompts
+from utils.data.items import Item
+from utils.data.loader import build_loader
+from utils.data.views import build_views
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.checkpoint import epoch_path, find_checkpoint, load_checkpoint, prune, save_checkpoint, saved_epochs
 from utils.config import load_config
-from utils.data import Item, Splits, load_splits
+from utils.data.items import Item, Splits, load_splits
 from utils.errors import InputError, TrainingError
-from utils.identity import identify
-from utils.record import Run, backbone_label, read_rows, run_folder, write_text
+from utils.runs.checkpoint import epoch_path, find_checkpoint, load_checkpoint, prune, save_checkpoint, saved_epochs
+from utils.runs.identity import identify
+from utils.runs.record import Run, backbone_label, read_rows, run_folder, write_text
 
 IDENTITY = {"trainer": "LaFTer", "clip_hash": "abc", "classnames": ["cat", "dog"]}
 

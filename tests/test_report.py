@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_results import write_run
 
-from utils.charts import (
+from utils.report.charts import (
     COLOURS,
     LINES,
     _look,
@@ -24,8 +24,8 @@ from utils.charts import (
     training_figure,
     training_panels,
 )
-from utils.report import SHOWN_CLASSES, confusion_html, html_report, repeat_command
-from utils.tables import find_runs
+from utils.report.html import SHOWN_CLASSES, confusion_html, html_report, repeat_command
+from utils.report.tables import find_runs
 
 
 def rows(*accuracies: float) -> list[dict]:

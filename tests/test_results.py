@@ -12,9 +12,8 @@ from PIL import Image
 import utils.results
 from utils.config import load_config
 from utils.errors import InputError
-from utils.report import markdown_report
-from utils.results import format_summary
-from utils.tables import (
+from utils.report.html import markdown_report
+from utils.report.tables import (
     accuracy_table,
     choose_baseline,
     difference_table,
@@ -27,6 +26,7 @@ from utils.tables import (
     published_note,
     spread,
 )
+from utils.results import format_summary
 
 RESULT = {
     "dataset": "demo", "trainer": "MultiLayerLaFTer", "backbone": "ViT-B/32", "seed": 1, "supervision": "pseudo",

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from clip.transformer import QuickGELU, linear
-from trainers import speed
-from trainers.build import build_training
-from trainers.engine import backward
-from trainers.lafter import LaFTer
-from trainers.lafter_multilayer import MultiLayerLaFTer
+from trainers import build
+from trainers.build import build_training, image_flops, prepare_blocks
+from trainers.LaFTer import LaFTer
+from trainers.LaFTer_multilayer import MultiLayerLaFTer
 from trainers.objective import Objective
-from trainers.speed import image_flops, micro_batches, prepare_blocks
+from trainers.training import backward
+from utils.data.loader import micro_batches
 
 CLASSES = 5
 TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
@@ -175,8 +175,8 @@ def test_without_a_compiler_a_line_says_so_and_the_run_goes_on(prepare, batch, c
 @pytest.mark.parametrize("mode, images, compiles", [("off", 10 ** 12, False), ("auto", 10, False),
                                                     ("auto", 10 ** 9, True), ("on", 1, True)])
 def test_auto_compiles_long_runs_alone(prepare, monkeypatch, mode, images, compiles):
-    assert "cpu" not in speed.WORTH_COMPILING  # there it saves nothing
-    monkeypatch.setitem(speed.WORTH_COMPILING, "cpu", 3e14)
+    assert "cpu" not in build.WORTH_COMPILING  # there it saves nothing
+    monkeypatch.setitem(build.WORTH_COMPILING, "cpu", 3e14)
     parts, calls = prepare("LaFTer", {"MODEL.COMPILE": mode}), []
     monkeypatch.setattr(type(parts.clip.visual.transformer.resblocks[0]), "compile", lambda block: calls.append(block))
     prepare_blocks(parts.clip, parts.cfg, images)

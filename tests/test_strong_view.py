@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from utils.augment import ColorJitter, GaussianBlur, RandomFlip, RandomGrayscale, crop_box
-from utils.transforms import build_views
+from utils.data.augment import ColorJitter, GaussianBlur, RandomFlip, RandomGrayscale, crop_box
+from utils.data.views import build_views
 
 ALL = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

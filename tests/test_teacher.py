@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip.transformer import LayerNorm
 from trainers.teacher import Teacher
-from utils.data import UNKNOWN, EpochSampler
+from utils.data.items import UNKNOWN
+from utils.data.loader import EpochSampler
 
 COUNT, CLASSES = 24, 5
 

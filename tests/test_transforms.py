@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as reference
 
 from clip.clip import image_transform
-from utils.augment import (
+from utils.data.augment import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -20,8 +20,8 @@ from utils.augment import (
     gaussian_blur,
     luma,
 )
+from utils.data.views import _shortened, build_views
 from utils.errors import InputError
-from utils.transforms import _shortened, build_views
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ALL = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from clip.model import CLIP, build_model
 from trainers.build import count_parameters, training_settings
-from trainers.lafter import LaFTer
-from trainers.lafter_multilayer import MultiLayerLaFTer
+from trainers.LaFTer import LaFTer
+from trainers.LaFTer_multilayer import MultiLayerLaFTer
 from utils.config import load_config
 from utils.utils import setup_lafter_training_utils
 

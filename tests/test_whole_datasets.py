@@ -10,7 +10,7 @@ import pytest
 from layouts import images, write
 
 import LaFTer
-from utils.classification_datasets import DEFINITIONS
+from utils.datasets.classification import DEFINITIONS
 from utils.errors import InputError
 
 WHOLE = ("DATASET.PARTIAL", "False")

@@ -1,28 +1,160 @@
-"""From a configuration to the student, its teacher and the optimiser."""
+"""From a configuration to the backbone, the loaders, the student, its teacher and the optimiser."""
 
 from __future__ import annotations
 
+import functools
 import logging
+import platform
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip.model import CLIP
-from utils.data import ViewLoader
+import clip
+from clip.model import CLIP, VisualTransformer
+from utils.config import image_size, resolve_path
+from utils.data.cache import ImageCache
+from utils.data.images import choose_decoding
+from utils.data.items import Splits
+from utils.data.loader import ViewLoader, build_loader
+from utils.data.shared_memory import affordable_workers, batch_bytes
+from utils.data.views import build_views
 from utils.errors import InputError
 from utils.utils import Tunable, setup_lafter_training_utils, trainable_parameters
 
-from .alignment import empty_alignment, fit_alignment
-from .lafter import LaFTer
-from .lafter_multilayer import MultiLayerLaFTer
-from .prompts import token_prompts
+from . import distributed
+from .LaFTer import LaFTer, token_prompts
+from .LaFTer_multilayer import MultiLayerLaFTer
+from .state import Training
+from .statistics import empty_alignment, fit_alignment
 from .teacher import Teacher
-from .training import Training
 
 log = logging.getLogger(__name__)
+
+
+def load_clip(cfg: CfgNode) -> CLIP:
+    """The backbone on its device, in its precision, at INPUT.SIZE, with its stages."""
+    device = choose_device(cfg.DEVICE)
+    backbone = cfg.MODEL.BACKBONE
+    name = find_backbone(backbone.NAME)
+    model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
+                         image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
+                         stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
+    for key, meant in (("PIXEL_MEAN", model.source.pixel_mean), ("PIXEL_STD", model.source.pixel_std)):
+        if not np.allclose(cfg.INPUT[key], meant, rtol=0, atol=1e-3):
+            log.warning("%s was trained on images of another INPUT.%s than %s: set it to %s", backbone.NAME, key,
+                        list(cfg.INPUT[key]), list(meant))
+    return model.requires_grad_(False)
+
+
+def find_backbone(name: str) -> str:
+    """What clip.load takes: a model's name, or the path of a checkpoint from here or from the project's folder.
+
+    Raises InputError where `name` is neither; nothing is read or downloaded.
+    """
+    if name in clip.available_models():
+        return name
+    path = resolve_path(name)
+    if not path.exists():
+        raise InputError(f"unknown backbone {name!r}: it is none of {', '.join(clip.available_models())}, and there is "
+                         f"no checkpoint {path}")
+    return str(path)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; auto takes CUDA, else MPS, else the CPU. Raises InputError for one that is not here."""
+    if name == "auto" and distributed.world_size() > 1 and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank()}"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on how it was built
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
+
+
+def environment(clip_model: CLIP) -> dict[str, object]:
+    """What a reader needs to repeat the run's numbers."""
+    device = clip_model.visual.proj.device
+    return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "threads": torch.get_num_threads()}
+
+
+# Compiling takes about a minute; it pays beyond so much work, in FLOP. On a CPU it saved nothing measurable (ViT-B/32,
+# batch 50, fp32: 6.12 s a step instead of 6.16); the figure for CUDA is an estimate
+WORTH_COMPILING = {"cuda": 4e16}
+
+
+def image_flops(visual: VisualTransformer, prompts: int = 0) -> float:
+    """About the floating-point operations of one image's forward pass: 24 width² per token and block, and attention."""
+    width, layers = visual.class_embedding.numel(), visual.transformer.layers
+    tokens = len(visual.positional_embedding) + prompts
+    return layers * tokens * (24 * width ** 2 + 4 * tokens * width)
+
+
+def prepare_blocks(clip_model: CLIP, cfg: CfgNode, images: int) -> None:
+    """Set MODEL.CHECKPOINT_GRADIENTS, and compile the image tower's blocks as MODEL.COMPILE says.
+
+    `images` is how many images the run trains on in all, each epoch's counted: `auto` compiles where that much work
+    is worth the wait, which depends on the settings and the kind of device alone, so that a run can be repeated. The
+    compiled code is kept between runs by torch (TORCHINDUCTOR_CACHE_DIR). Where compiling fails, for want of a
+    compiler as a rule, a line says so and the blocks stay as they are.
+    """
+    visual = clip_model.visual
+    visual.transformer.checkpoint = cfg.MODEL.CHECKPOINT_GRADIENTS
+    device = visual.proj.device
+    work = 3 * images * image_flops(visual)  # the student forwards and backwards, the teacher forwards
+    if cfg.MODEL.COMPILE == "off" or cfg.MODEL.COMPILE == "auto" and work < WORTH_COMPILING.get(device.type, torch.inf):
+        return
+    blocks = visual.transformer.resblocks
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 32)  # with and without gradients
+    for block in blocks:
+        block.compile()
+    try:
+        blocks[0](torch.zeros(2, len(visual.positional_embedding), visual.class_embedding.numel(), device=device,
+                              dtype=visual.conv1.weight.dtype))
+    except RuntimeError as error:  # torch's compile errors are of this kind
+        log.info("the blocks are not compiled (%s)", " ".join(str(error).split("\n\n")[0].split()))
+        for block in blocks:
+            block._compiled_call_impl = None
+
+
+def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device | str = "cpu") -> dict[str, ViewLoader]:
+    """`train` (shuffled, the student's and the teacher's views), `plain` (the same images, weak, in order), and
+    `val` and `test` where they hold images."""
+    weak, strong = build_views(size, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
+                               cfg.INPUT.INTERPOLATION, crop_interpolation=cfg.INPUT.CROP_INTERPOLATION,
+                               source_scale=cfg.INPUT.SOURCE_SCALE, blur_prob=cfg.INPUT.BLUR_PROB)
+    if cfg.TRAIN.SUPERVISION == "pseudo":
+        views = {"strong": strong} if cfg.PSEUDO_LABEL.TEACHER == "frozen" else {"weak": weak, "strong": strong}
+    elif cfg.TRAIN.AUGMENT:
+        views = {"strong": strong, "strong2": strong} if cfg.TRAIN.TWO_CROPS else {"strong": strong}
+    else:
+        views = {"weak": weak}
+    cache = None
+    if cfg.DATALOADER.CACHE_GB:
+        folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
+        cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
+    train_size, batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TEST.BATCH_SIZE
+    needed = max(batch_bytes(views.values(), train_size), batch_bytes([weak], batch_size))
+    build = functools.partial(build_loader, workers=affordable_workers(cfg.DATALOADER.NUM_WORKERS, needed),
+                              shard=distributed.shard(), on_error=cfg.DATALOADER.ON_ERROR, cache=cache, device=device,
+                              decoding=choose_decoding(cfg, own=cfg.DATASET.NAME == "folder"),
+                              timeout=cfg.DATALOADER.TIMEOUT)
+    loaders = {"train": build(splits.train, views, train_size, seed=cfg.SEED, shuffle=True),
+               "plain": build(splits.train, {"weak": weak}, batch_size)}
+    for split in ("val", "test"):
+        items = getattr(splits, split)
+        if items:
+            loaders[split] = build(items, {"weak": weak}, batch_size)
+    return loaders
+
 
 TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 

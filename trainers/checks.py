@@ -6,15 +6,15 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from utils.checkpoint import find_checkpoint
 from utils.config import image_size, resolve_path
-from utils.identity import identify
-from utils.readers import existing
-from utils.record import Run, dataset_name, run_folder
-from utils.transforms import build_views
+from utils.data.views import build_views
+from utils.datasets.reading import existing
+from utils.runs.checkpoint import find_checkpoint
+from utils.runs.identity import identify
+from utils.runs.record import Run, dataset_name, run_folder
 
 from . import distributed
-from .backbone import find_backbone
+from .build import find_backbone
 from .texts import read_descriptions
 
 

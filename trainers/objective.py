@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from utils.distributions import class_distances, strategy1
+from utils.emotion_circle import class_distances, strategy1
 from utils.errors import InputError
 from utils.losses import DualTaskLoss, MultiStageConsistencyLoss
 
-from .lafter import Prediction
+from .LaFTer import Prediction
 
 
 def generated_distributions(cfg: CfgNode, classnames: list[str]) -> Tensor | None:

@@ -18,22 +18,21 @@ from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP
-from utils.checkpoint import find_checkpoint, load_checkpoint
-from utils.data import PARAMS, ViewLoader
+from utils.data.image_formats import HINTS
+from utils.data.images import Decoding, choose_decoding, read_image
+from utils.data.listing import in_brackets, list_images, tell_left_out
+from utils.data.loader import PARAMS, ViewLoader, micro_batches
+from utils.data.shared_memory import affordable_workers, batch_bytes
+from utils.data.views import WeakView, build_views
 from utils.errors import InputError
 from utils.files import read_text
-from utils.image_formats import HINTS
-from utils.images import Decoding, choose_decoding, read_image
-from utils.listing import in_brackets, list_images, tell_left_out
-from utils.record import write_text
-from utils.shared_memory import affordable_workers, batch_bytes
-from utils.transforms import WeakView, build_views
+from utils.runs.checkpoint import find_checkpoint, load_checkpoint
+from utils.runs.record import write_text
 from utils.utils import Tunable
 
 from .build import build_student
 from .distributed import bar_settings
-from .speed import micro_batches
-from .training import load_tuned
+from .state import load_tuned
 
 log = logging.getLogger(__name__)
 

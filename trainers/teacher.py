@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from clip.model import CLIP
 from clip.transformer import LayerNorm
-from utils.data import UNKNOWN
+from utils.data.items import UNKNOWN
 from utils.errors import InputError
 
-from .plain import plain_features
+from .evaluation import plain_features
 
 
 class Teacher:

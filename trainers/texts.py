@@ -20,11 +20,11 @@ from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP
-from utils.checkpoint import DAMAGE
 from utils.config import resolve_path
+from utils.datasets.reading import normal_name, shorten
 from utils.errors import InputError
 from utils.files import read_json
-from utils.readers import normal_name, shorten
+from utils.runs.checkpoint import DAMAGE
 
 from .distributed import bar_settings
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import UNKNOWN
+from .data.items import UNKNOWN
 from .errors import InputError
 
 EPSILON = 1e-12  # the least probability inside KL's logarithm

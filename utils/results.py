@@ -14,8 +14,8 @@ from pathlib import Path
 
 from .errors import InputError
 from .metrics import one_sided
-from .record import write_text
-from .tables import METHODS, accuracy_table, difference_table, find_runs, is_called, markdown
+from .report.tables import METHODS, accuracy_table, difference_table, find_runs, is_called, markdown
+from .runs.record import write_text
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def _show(key: str, value: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from .charts import draw_comparison, draw_curves  # matplotlib takes a second, and a run's end needs none
-    from .report import html_report, markdown_report
+    from .report.charts import draw_comparison, draw_curves  # matplotlib takes a second, and a run's end needs none
+    from .report.html import html_report, markdown_report
 
     parser = argparse.ArgumentParser(description="Compare finished runs: tables, pictures and a report in ROOT.")
     parser.add_argument("root", type=Path, help="a folder of runs, such as output")

@@ -1,0 +1,236 @@
+"""What scripts/benchmark.py measures: each function makes rows of a table, a dictionary each."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from yacs.config import CfgNode
+
+from clip.model import CLIP, PRECISIONS
+from clip.transformer import linear
+from trainers.build import TRAINERS, build_training, prepare_blocks
+from trainers.objective import Objective
+from trainers.state import Training
+from trainers.texts import encode_texts
+from trainers.training import backward, update
+from utils.config import load_config
+from utils.data.cache import ImageCache
+from utils.data.items import Item
+from utils.data.loader import CPU_MICRO_BATCH, build_loader
+from utils.data.views import build_views
+
+from .reference import PlainStep, encode_texts_one_by_one, plain_loader
+
+Row = dict[str, object]
+# image size, layers, width, patch, joint width, text width, text heads
+BACKBONES = {"ViT-B/32": (224, 12, 768, 32, 512, 512, 8), "ViT-B/16": (224, 12, 768, 16, 512, 512, 8),
+             "ViT-L/14": (224, 24, 1024, 14, 768, 768, 12), "tiny": (32, 4, 64, 16, 32, 64, 1)}
+# trainer, what differs, its settings, the 0-based epoch whose phase is measured
+CASES = (("LaFTer", "shared teacher", {}, 0),
+         ("LaFTer", "frozen teacher", {"PSEUDO_LABEL.TEACHER": "frozen"}, 0),
+         ("MultiLayerLaFTer", "append, full", {"MULTI_LAYER_PROMPT.MODE": "append"}, 99),
+         ("MultiLayerLaFTer", "append, warm-up", {"MULTI_LAYER_PROMPT.MODE": "append",
+                                                  "MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": True}, 0),
+         ("MultiLayerLaFTer", "replace, full", {"MULTI_LAYER_PROMPT.MODE": "replace"}, 99))
+CLASSES = 10
+PRODUCTS = 10  # a block's matrix products, so many times in each turn
+PHOTO = (640, 480)
+
+
+def make_clip(backbone: str, precision: str, device: torch.device, text: bool = False) -> CLIP:
+    """A CLIP of the backbone's sizes with random weights: speed does not depend on them."""
+    torch.manual_seed(0)
+    size, layers, width, patch, joint, text_width, heads = BACKBONES[backbone]
+    context, vocabulary, text_layers = (77, 49_408, min(layers, 12)) if text else (0, 0, 0)
+    model = CLIP(joint, size, layers, width, patch, context, vocabulary, text_width, heads, text_layers)
+    return model.eval().requires_grad_(False).set_precision(precision).to(device)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(functions: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """The median of each function's seconds, called in turns after a first call that does not count."""
+    times = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            synchronise(device)
+            start = time.perf_counter()
+            function()
+            synchronise(device)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(function: Callable[[], object], device: torch.device) -> float | None:
+    """GB at the most while `function` runs: allocated on the GPU, or resident in the process (Linux alone tells)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    reset = Path("/proc/self/clear_refs")
+    if device.type != "cpu" or not reset.exists():
+        return None
+    reset.write_text("5")  # the peak starts again from what is resident now
+    function()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+
+
+def matrix_products(backbone: str, precision: str, batch: int, device: torch.device,
+                    prompts: int = 50) -> tuple[dict[str, Callable[[], None]], int]:
+    """(functions that do a block's matrix products and those of its input's gradient PRODUCTS times, in two ways; their
+    FLOP): what no step of the model can do without. On a CPU by micro-batches, as the step does: the faster way."""
+    size, _, width, patch = BACKBONES[backbone][:4]
+    dtype, tokens = PRECISIONS[precision], 1 + (size // patch) ** 2 + prompts
+    images = min(batch, CPU_MICRO_BATCH) if device.type == "cpu" else batch
+    pairs = [(torch.randn(images, tokens, inner, device=device, dtype=dtype),
+              torch.randn(outer, inner, device=device, dtype=dtype))
+             for a, b in ((width, 3 * width), (width, width), (width, 4 * width)) for inner, outer in ((a, b), (b, a))]
+    pairs += pairs[-2:]  # the MLP's two products have each other's shapes
+
+    def run(multiply: Callable) -> None:
+        with torch.no_grad():
+            for x, weight in pairs * PRODUCTS:
+                multiply(x, weight, None)
+
+    return ({"torch's linear": lambda: run(F.linear), "the model's linear": lambda: run(linear)},
+            PRODUCTS * sum(2 * x.numel() * len(weight) for x, weight in pairs))
+
+
+def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: int, batch: int,
+              compile_mode: str) -> tuple[CfgNode, Training, Objective, dict[str, Tensor]]:
+    """A trainer as LaFTer.py builds it, in the phase of `epoch`, and a random batch."""
+    cfg = load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "PROMPT_INIT": "uniform",
+                             "MODEL.COMPILE": compile_mode, **values})
+    device, size = clip_model.visual.proj.device, clip_model.visual.input_resolution
+    torch.manual_seed(0)
+    classifier = F.normalize(torch.randn(CLASSES, clip_model.embed_dim), dim=-1).to(device)
+    model = TRAINERS[trainer](clip_model, classifier, CLASSES, cfg)
+    training, criterion = build_training(cfg, clip_model, model, classifier, {})
+    objective = Objective(criterion, cfg, [str(i) for i in range(CLASSES)])
+    if cfg.PSEUDO_LABEL.TEACHER == "frozen":
+        training.teacher.table = torch.arange(batch) % CLASSES
+    model.start_epoch(epoch)
+    views = {name: torch.randn(batch, 3, size, size, device=device) for name in ("weak", "strong")}
+    return cfg, training, objective, {**views, "index": torch.arange(batch), "label": torch.zeros(batch).long()}
+
+
+def measure_step(backbone: str, precision: str, batch: int, case: tuple, device: torch.device, repeats: int,
+                 compile_mode: str = "off", checkpointing: bool = False) -> Row:
+    """A row: our step, in turns with reference (c), which is LaFTer's step whatever the case, and with the matrix
+    products alone, whose rate sets the floor."""
+    trainer, mode, values, epoch = case
+    clip_model = make_clip(backbone, precision, device)
+    values = {**values, "MODEL.CHECKPOINT_GRADIENTS": checkpointing, "MODEL.PRECISION": precision}
+    cfg, training, objective, views = make_step(clip_model, trainer, values, epoch, batch, compile_mode)
+
+    def step() -> None:
+        backward(training, objective, views, cfg.DATALOADER.TRAIN_X.MICRO_BATCH)
+        update(training)
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    prepare_blocks(clip_model, cfg, images=1)
+    step()  # compiles
+    memory = peak_memory(step, device)
+    other = make_clip(backbone, precision, device)
+    width = other.visual.class_embedding.numel()
+    plain = PlainStep(other, training.teacher.classifier, 0.02 * torch.randn(1, 50, width, device=device),
+                      training.teacher.classifier)
+    products, flops = matrix_products(backbone, precision, batch, device)
+    seconds = interleaved({"ours": step, "reference": lambda: plain(views["weak"], views["strong"]), **products},
+                          repeats, device)
+    rate = flops / min(seconds[name] for name in products)
+    return {"trainer": trainer, "mode": mode, "backbone": backbone, "precision": precision, "batch": batch,
+            "compile": compile_mode, "checkpointing": checkpointing, "seconds": seconds["ours"],
+            "images_per_s": batch / seconds["ours"], "tflop": counter.get_total_flops() / 1e12,
+            "gemm_tflop_per_s": rate / 1e12, "floor_fraction": counter.get_total_flops() / rate / seconds["ours"],
+            "peak_gb": memory, "reference_seconds": seconds["reference"],
+            "times_reference": seconds["reference"] / seconds["ours"]}
+
+
+def measure_apart(*args: object) -> Row:
+    """`measure_step` in a process of its own, so that its peak memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads,
+                             (torch.get_num_threads(),)) as pool:
+        return pool.submit(measure_step, *args).result()  # raises where the process is killed, for memory for instance
+
+
+def description_texts(count: int) -> list[str]:
+    """Sentences of the project's own descriptions, again from the start where they do not suffice."""
+    files = sorted((Path(__file__).resolve().parent.parent.parent / "configs" / "descriptions").glob("*.json"),
+                   key=Path.as_posix)
+    texts = [text for path in files for own in json.loads(path.read_text(encoding="utf-8")).values() for text in own]
+    return [texts[i % len(texts)] for i in range(count)]
+
+
+def measure_texts(backbone: str, precision: str, device: torch.device, count: int, repeats: int) -> Row:
+    """A row: texts per second in sorted batches, in turns with reference (a) on a tenth of them."""
+    clip_model = make_clip(backbone, precision, device, text=True)
+    texts = description_texts(count)
+    few = texts[:: 10]
+    seconds = interleaved({"ours": lambda: encode_texts(clip_model, texts),
+                           "reference": lambda: encode_texts_one_by_one(clip_model, few)}, repeats, device)
+    ours, reference = len(texts) / seconds["ours"], len(few) / seconds["reference"]
+    return {"backbone": backbone, "precision": precision, "texts": len(texts), "texts_per_s": ours,
+            "reference_texts_per_s": reference, "times_reference": ours / reference}
+
+
+def draw_photos(folder: Path, count: int, size: tuple[int, int] = PHOTO) -> list[Path]:
+    """JPEGs with about the detail, and so the decoding time, of photographs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, paths = np.random.default_rng(0), []
+    for number in range(count):
+        image = 0
+        for scale in (40, 8, 2):
+            shape = (size[1] // scale + 1, size[0] // scale + 1, 3)
+            layer = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+            image = image + np.asarray(layer, dtype=np.float32) * {40: 0.6, 8: 0.25, 2: 0.15}[scale]
+        paths.append(folder / f"{number}.jpg")
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
+
+
+def measure_pipeline(folder: Path, device: torch.device, count: int, size: int, workers: int, repeats: int,
+                     photo: tuple[int, int] = PHOTO) -> list[Row]:
+    """Rows for our loader without worker processes and with `workers`, each in turns with reference (b), which has
+    `workers`: images per second of an epoch with both views, the first one (which fills the cache) and the others."""
+    paths = draw_photos(folder / "photos", count, photo)
+    cfg = load_config(flags={"DATASET.NAME": "folder"})
+    mean, std = cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
+    weak, strong = build_views(size, cfg.INPUT.TRANSFORMS, mean, std)
+    items, rows = [Item(path, 0, "") for path in paths], []
+    for own_workers in dict.fromkeys((0, workers)):
+        start = time.perf_counter()
+        loader = build_loader(items, {"weak": weak, "strong": strong}, 50, own_workers, shuffle=True, device=device,
+                              cache=ImageCache(folder / f"cache{own_workers}", 10 ** 11))
+        first = time.perf_counter() - start
+        plain = plain_loader(paths, size, mean, std, 50, workers)
+        seconds = interleaved({"ours": lambda loader=loader: consume(loader),
+                               "reference": lambda plain=plain: consume(plain)}, repeats, device)
+        rows.append({"photos": f"{photo[0]}x{photo[1]}", "images": count, "size": size, "workers": own_workers,
+                     "reference_workers": workers, "filling_images_per_s": count / first,
+                     "images_per_s": count / seconds["ours"], "reference_images_per_s": count / seconds["reference"],
+                     "times_reference": seconds["reference"] / seconds["ours"]})
+    return rows
+
+
+def consume(loader: Sequence) -> None:
+    for _ in loader:
+        pass

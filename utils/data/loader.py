@@ -1,0 +1,181 @@
+"""Batches of views: the data set of items, the order of an epoch, the loader."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from ..errors import InputError
+from .cache import CachedImages, ImageCache
+from .images import AS_SEEN, Decoding, read_image
+from .items import Item
+from .views import WeakView
+
+PARAMS = "_params"  # after a view's name: the column of what was drawn for it
+
+
+class ImageDataset(Dataset):
+    """Items as dictionaries: of each of `views` its 8-bit image by its name and `<name>_params`, what was drawn for
+    it; `label`, `index` and, where annotated, `distribution`. `ViewLoader` turns the images into views.
+
+    Keys are (epoch, index) as `EpochSampler` draws them: a view's randomness depends on the seed, the epoch, the
+    index and the view's name alone, so neither the order nor the number of workers or processes changes an image.
+    `cache` spares the decoding where it has the room; `decoding` is how files are read. An image that cannot be read is
+    an InputError or, with `on_error` `skip`, a sample that only says why: `unreadable`.
+    """
+
+    def __init__(self, items: Sequence[Item], views: dict[str, WeakView], seed: int = 0, on_error: str = "raise",
+                 cache: ImageCache | None = None, decoding: Decoding = AS_SEEN):
+        self.items, self.views, self.seed, self.on_error = list(items), views, seed, on_error
+        self.decoding, self.read = decoding, partial(read_image, decoding=decoding)
+        self.annotated = bool(items) and all(item.distribution is not None for item in items)
+        self.cached: dict[str, CachedImages] = {}
+        for view in {view.source: view for view in views.values()}.values() if cache and items else ():
+            images = cache.open([item.path for item in items], view, self.read, on_error, decoding)
+            if images is not None:
+                self.cached[view.source] = images
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
+        epoch, index = key
+        item, sample, prepared = self.items[index], {}, {}
+        try:
+            for view in self.views.values():
+                if view.source not in prepared:
+                    prepared[view.source] = self._prepare(view, index)
+        except InputError as error:
+            if self.on_error == "skip":
+                return {"unreadable": str(error)}
+            raise InputError(f"{error}, or leave such images out: DATALOADER.ON_ERROR skip") from error
+        for name, view in self.views.items():
+            rng = np.random.default_rng([self.seed, epoch, index, *name.encode()])
+            sample[name], sample[name + PARAMS] = view.sample(prepared[view.source], rng)
+        sample |= {"label": item.label, "index": index}
+        if self.annotated:
+            sample["distribution"] = torch.tensor(item.distribution, dtype=torch.float32)
+        return sample
+
+    def _prepare(self, view: WeakView, index: int) -> np.ndarray:
+        pixels = self.cached[view.source][index] if view.source in self.cached else None
+        return view.prepare(self.read(self.items[index].path)) if pixels is None else pixels
+
+
+class ViewLoader(DataLoader):
+    """Batches of an `ImageDataset` with their views finished on `device`: float [batch, 3, size, size], normalised.
+
+    `workers` processes load ahead, none: this one. RuntimeError where one ends, or where they give no batch for
+    `timeout` seconds (0: ever).
+    """
+
+    def __init__(self, dataset: ImageDataset, device: torch.device | str = "cpu", workers: int = 0,
+                 timeout: float = 0, **options):
+        self.device = torch.device(device)
+        super().__init__(dataset, num_workers=workers, timeout=timeout if workers else 0,
+                         persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",
+                         worker_init_fn=leave_ctrl_c_to_the_main_process, **options)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self._read(super().__iter__())  # at once, as a DataLoader's workers start
+
+    def _read(self, batches: Iterator[dict[str, object]]) -> Iterator[dict[str, Tensor]]:
+        try:
+            for batch in batches:
+                yield self._finish(batch)
+        except (ConnectionError, EOFError) as error:  # torch says so itself where it notices first
+            raise RuntimeError("DataLoader worker exited unexpectedly while it handed over a batch") from error
+
+    def load(self, indices: Sequence[int], epoch: int = 0) -> dict[str, Tensor]:
+        """The batch of these images, read here and now."""
+        return self._finish(collate([self.dataset[epoch, int(index)] for index in indices]))
+
+    def _finish(self, batch: dict[str, object]) -> dict[str, object]:
+        for name, view in self.dataset.views.items():
+            if name not in batch:  # no image of the batch could be read
+                continue
+            # a copy that is not waited for is safe from pinned memory alone: other memory may be freed meanwhile
+            images = batch[name].to(self.device, non_blocking=self.device.type == "cuda" and batch[name].is_pinned())
+            batch[name] = view.finish(images, batch.pop(name + PARAMS))
+        return batch
+
+
+class EpochSampler(Sampler):
+    """(epoch, index) keys, shuffled anew in each epoch by the seed, or in order; from batch `start` of the epoch on.
+
+    `shard` is (rank, processes): each process draws its share of every batch, so that together they draw each image
+    once, in batches of `batch_size`. The share of a last, smaller batch may be empty: that process has a batch less
+    than the `batches` of an epoch.
+    """
+
+    def __init__(self, size: int, seed: int, shuffle: bool, batch_size: int = 1, shard: tuple[int, int] = (0, 1)):
+        self.size, self.seed, self.shuffle, self.batch_size, self.shard = size, seed, shuffle, batch_size, shard
+        self.epoch = self.start = 0
+        self.batches = -(-size // batch_size)
+
+    def __len__(self) -> int:
+        rank, processes = self.shard
+        return sum(len(range(rank, min(self.batch_size, self.size - begin), processes))
+                   for begin in range(self.start * self.batch_size, self.size, self.batch_size))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.size) if self.shuffle else np.arange(self.size)
+        rank, processes = self.shard
+        first = self.start * self.batch_size
+        shares = [order[begin: begin + self.batch_size][rank::processes]
+                  for begin in range(first, self.size, self.batch_size)]
+        return iter([(self.epoch, int(index)) for share in shares for index in share])
+
+
+def collate(samples: Sequence[dict[str, object]]) -> dict[str, object]:
+    """A batch: tensors of the samples that could be read, if any, and under `unreadable` what the others say."""
+    readable = [sample for sample in samples if "unreadable" not in sample]
+    unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
+    return {**(default_collate(readable) if readable else {}), **({"unreadable": unreadable} if unreadable else {})}
+
+
+def leave_ctrl_c_to_the_main_process(_: int) -> None:
+    """For a loader's process: Ctrl-C reaches it too, but the main process decides when training stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def build_loader(items: Sequence[Item], views: dict[str, WeakView], batch_size: int, workers: int, seed: int = 0,
+                 shuffle: bool = False, shard: tuple[int, int] = (0, 1), on_error: str = "raise",
+                 cache: ImageCache | None = None, device: torch.device | str = "cpu",
+                 decoding: Decoding = AS_SEEN, timeout: float = 0) -> ViewLoader:
+    """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch.
+
+    `batch_size` is that of all processes together; see `EpochSampler` for `shard`, `ViewLoader` for `timeout`. Raises
+    InputError for a batch that has no image for some process.
+    """
+    rank, processes = shard
+    if batch_size < processes:
+        raise InputError(f"a batch of {batch_size} cannot be divided over {processes} processes: raise --batch_size "
+                         "and DATALOADER.TEST.BATCH_SIZE, or start fewer")
+    workers = min(workers, -(-len(items) // batch_size))  # a worker without a batch would only cost its start
+    return ViewLoader(ImageDataset(items, views, seed, on_error, cache, decoding), device, workers, timeout,
+                      batch_size=len(range(rank, batch_size, processes)),
+                      sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), collate_fn=collate,
+                      generator=torch.Generator())  # else each pass draws from the global one
+
+
+CPU_MICRO_BATCH = 10  # ViT-B/32's widest activations then stay under the size that glibc maps afresh each time
+
+
+def micro_batches(batch: dict[str, Tensor], size: int = 0) -> Iterator[dict[str, Tensor]]:
+    """A batch in parts of `size` images, the last one perhaps smaller. `size` 0: 10 on a CPU, all elsewhere.
+
+    The parts' gradients, each times its share of the batch, add up to the batch's, in a part of its memory; on a CPU
+    smaller parts are faster too.
+    """
+    images = next(batch[name] for name in ("strong", "weak") if name in batch)
+    size = size or (CPU_MICRO_BATCH if images.device.type == "cpu" else len(images))
+    for start in range(0, len(images), size):
+        yield {name: column[start:start + size] for name, column in batch.items()}
