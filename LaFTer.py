@@ -43,7 +43,7 @@ from utils.data.items import Splits, order_classes
 from utils.data.loader import ViewLoader, build_loader
 from utils.datasets.catalogue import format_datasets, list_datasets
 from utils.datasets.table import load_dataset
-from utils.errors import InputError, SystemFailure
+from utils.errors import InputError
 from utils.failures import plain_errors
 from utils.flags import Flags, parse_flags
 from utils.metrics import one_sided, score
@@ -68,20 +68,21 @@ def main(argv: list[str] | None = None) -> dict:
         root = Path(flags.values.get("DATASET.ROOT", default_config().DATASET.ROOT)).expanduser()
         sys.stdout.write(format_datasets(list_datasets(root)) + "\n")
         return {}
-    cfg = configure(flags)
+    with distributed.one_speaks():
+        cfg = configure(flags)
     if flags.predict:
         return predict_run(cfg, flags)
     with Interrupts() as interrupts, distributed.process_group(cfg.DEVICE):
-        distributed.agree(lambda: check_inputs(cfg))
+        check_inputs(cfg)
         if not flags.eval_only:
-            distributed.agree(lambda: check_training(cfg))
-        with collect_logs() as messages:  # the run's folder, where they belong, is named after the data set
-            splits = distributed.agree(lambda: load_dataset(cfg), in_turn=True)
+            check_training(cfg)
+        with collect_logs() as messages, distributed.one_first():  # the run's folder is named after the data set
+            splits = load_dataset(cfg)
         if flags.eval_only:
             return evaluate_run(cfg, splits, flags)
         run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
         try:
-            identity = distributed.agree(lambda: prepare_run(cfg, splits, run))
+            identity = prepare_run(cfg, splits, run)
             with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
                 return train_run(cfg, splits, run, interrupts, identity)
         except RuntimeError:  # a signal to the whole group ends other processes of the run and of its loaders too
@@ -103,14 +104,15 @@ def prepare_run(cfg: CfgNode, splits: Splits, run: Run) -> Identity:
 def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, identity: Identity) -> dict:
     """All phases from the configuration to final.json; a run that has it already is not trained again."""
     seed_generators(cfg.SEED)
-    clip_model = distributed.agree(lambda: load_clip(cfg), in_turn=True)
+    with distributed.one_first():
+        clip_model = load_clip(cfg)
     identity = dataclasses.replace(identity, weights=clip.weights_hash(clip_model), quick_gelu=clip_model.quick_gelu)
-    distributed.agree(lambda: run.check(identity))
+    run.check(identity)
     if finished := distributed.broadcast(run.result() if run.finished else None):
         log.info("%s is finished already; choose another --exp-name, or delete it to run it again", run.folder)
         log.info(format_summary(finished))
         return finished
-    distributed.agree(lambda: run.start(cfg, identity))
+    run.start(cfg, identity)
     start = time.perf_counter()
     result = run_phases(cfg, splits, run, interrupts, clip_model, identity)
     result |= {"data": describe_data(splits), "weights": identity.weights, "official": clip_model.source.official,
@@ -136,8 +138,8 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
     generated_distributions(cfg, splits.classnames)  # what is wrong with them is told before hours of work
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
-    loaders = distributed.agree(lambda: build_loaders(cfg, read, clip_model.visual.input_resolution,
-                                                      clip_model.visual.proj.device), in_turn=True)
+    with distributed.one_first():
+        loaders = build_loaders(cfg, read, clip_model.visual.input_resolution, clip_model.visual.proj.device)
     evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
     result = {"dataset": splits.name, "trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME,
               "seed": cfg.SEED, "supervision": cfg.TRAIN.SUPERVISION, "settings": settings_label(cfg),
@@ -162,7 +164,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     training.interrupts, training.references = interrupts, references
     training.unreadable = result.pop("unreadable", [])  # told already
     if cfg.RESUME:
-        distributed.agree(lambda: resume(cfg, training, run, identity))
+        resume(cfg, training, run, identity)
     training.share()
     if training.teacher and not training.rows:
         training.teacher.prepare(loaders["plain"])
@@ -241,7 +243,7 @@ def resume(cfg: CfgNode, training: Training, run: Run, identity: Identity) -> No
     run.rewind(training.epoch, [*training.rows.values(), *source.rows()])
     if "best" in training.rows and source.folder.resolve() != run.folder.resolve():
         keep_best(run.folder, source.folder, training.rows["best"]["epoch"])
-    log.info("resumed after epoch %d, batch %d, from %s", training.epoch, training.progress.step, path)
+    log.info("resumed after epoch %d, step %d, from %s", training.epoch, training.progress.step, path)
 
 
 def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
@@ -258,11 +260,12 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
         state = read_run(folder, flags.load_epoch, cfg, splits.classnames, expected)
         splits = order_classes(splits, state["classnames"])
         changed = changed_settings(run, cfg)
-        clip_model = load_clip(cfg)
+        with distributed.one_first():
+            clip_model = load_clip(cfg)
         model = restore(cfg, clip_model, state)
         scored = dataclasses.replace(splits, train=[])  # no training image is read
-        loaders = distributed.agree(lambda: build_loaders(cfg, scored, clip_model.visual.input_resolution,
-                                                          clip_model.visual.proj.device), in_turn=True)
+        with distributed.one_first():
+            loaders = build_loaders(cfg, scored, clip_model.visual.input_resolution, clip_model.visual.proj.device)
         evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
         result = {"dataset": splits.name, "epoch": state["epoch"], "classnames": splits.classnames,
                   "data": describe_data(splits), "weights": state["clip_hash"], "changed": changed, "splits": {
@@ -299,8 +302,7 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
 def exit_with_message(program: Callable[[], object]) -> None:
     """Run a program; what the user can mend ends it with one line and exit status 1, a signal with 128 + its number.
 
-    Of several processes that all meet the same, the first speaks; a failure that has its cause here is known to no
-    other.
+    Of several processes that one speaks which failed first: see `distributed.process_group`.
     """
     try:
         with plain_errors():
@@ -308,9 +310,7 @@ def exit_with_message(program: Callable[[], object]) -> None:
     except distributed.USER_ERRORS as error:
         # an error from a loader's process arrives with that process's traceback; its last line is the message
         message = str(error).strip().splitlines()[-1]
-        message = message.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
-        own = isinstance(error, SystemFailure) and error.__cause__ is not None
-        sys.exit(f"error: {message}" if distributed.is_main() or own else 1)
+        sys.exit(f"error: {message.removeprefix(f'{type(error).__module__}.{type(error).__qualname__}: ')}")
     except Interrupted as stop:
         if distributed.is_main():
             sys.stderr.write(f"{stop}; the same command with --resume auto goes on\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,17 +10,46 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from yacs.config import CfgNode
 
 from clip.model import CLIP
 from clip.transformer import LayerNorm
 from trainers.build import build_loaders, build_student, build_training
 from trainers.objective import Objective
+from trainers.state import Progress, Training
+from trainers.training import train_one_epoch
 from utils.config import load_config
 from utils.data.items import Splits
 from utils.datasets.table import load_dataset
 
 VOCABULARY_SIZE = 49_408
 CLASSNAMES = ["blue", "green", "red"]  # of the folder data set in `root`
+
+
+class Batches:
+    """A loader of batches that are there already."""
+
+    def __init__(self, *batches: dict[str, torch.Tensor]):
+        self.batches, self.unreadable = batches, []
+        self.batch_sampler = SimpleNamespace(epoch=0, start=0, batches=len(batches),
+                                             images=lambda step: len(batches[step]["label"]))
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter([dict(batch) for batch in self.batches[self.batch_sampler.start:]])
+
+
+def train_on(training: Training, objective: Objective, cfg: CfgNode, *batches: dict[str, torch.Tensor]) -> dict:
+    """The row of a pass over these batches, a step each."""
+    training.progress = Progress()
+    return train_one_epoch(training, objective, Batches(*batches), cfg)
+
+
+def note_gradients(training: Training) -> dict[str, torch.Tensor]:
+    """A dictionary that holds each parameter's gradient as the optimiser's last step saw it."""
+    gradients = {}
+    training.optimizer.register_step_pre_hook(lambda *_: gradients.update(
+        {name: p.grad.clone() for name, p in training.model.named_parameters() if p.grad is not None}))
+    return gradients
 
 
 @pytest.fixture(autouse=True, scope="session")

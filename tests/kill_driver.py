@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 import LaFTer
+import trainers.evaluation
 import trainers.training
 from tests import tiny_run
 from utils.runs.checkpoint import find_latest, load_checkpoint
@@ -45,9 +46,9 @@ class Events:
         """Hook the places where a run stands between two states."""
         self.wrap(LaFTer, "text_features", "text phase")
         self.wrap(LaFTer, "train_text_classifier", "text classifier")
-        self.wrap(trainers.training, "learn_share", "step")
-        self.wrap(trainers.training, "update", "update")
-        self.wrap(trainers.training, "predict", "evaluation")
+        self.wrap(trainers.training, "choose_labels", "step")
+        self.wrap(torch.nn.utils, "clip_grad_norm_", "update")
+        self.wrap(trainers.evaluation, "predict", "evaluation")
         self.wrap(Path, "unlink", "deletion")
         replace, fsync, append = os.replace, os.fsync, Run.append
 

@@ -126,24 +126,26 @@ def test_missing_images_are_named_and_counted(tmp_path):
 # --- loaders --------------------------------------------------------------------------------------------------------
 
 def test_the_sampler_shuffles_by_seed_and_epoch():
-    sampler = EpochSampler(10, seed=5, shuffle=True)
+    sampler = EpochSampler(10, seed=5, shuffle=True, batch_size=3)
     first = list(sampler)
-    assert len(sampler) == 10 and list(sampler) == first
+    assert len(sampler) == 4 and list(sampler) == first and [len(batch) for batch in first] == [3, 3, 3, 1]
+    assert [sampler.images(batch) for batch in range(4)] == [3, 3, 3, 1]
+    first = sum(first, [])
     assert [epoch for epoch, _ in first] == [0] * 10
     assert sorted(index for _, index in first) == list(range(10))
     sampler.epoch = 1
-    second = list(sampler)
+    second = sum(sampler, [])
     assert {epoch for epoch, _ in second} == {1}
     assert [index for _, index in second] != [index for _, index in first]
-    assert list(EpochSampler(10, 6, True)) != first
-    assert list(EpochSampler(4, 5, False)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert sum(EpochSampler(10, 6, True, 3), []) != first
+    assert list(EpochSampler(4, 5, False, 3)) == [[(0, 0), (0, 1), (0, 2)], [(0, 3)]]
 
 
 def epoch_of(items: list[Item], workers: int, epoch: int = 0, seed: int = 1, shuffle: bool = True) -> dict:
     """Every column of one epoch, and `strong` by index."""
     weak, strong = build_views(32, STRONG, *PLAIN)
     loader = build_loader(items, {"weak": weak, "strong": strong}, 5, workers, seed, shuffle)
-    loader.sampler.epoch = epoch
+    loader.batch_sampler.epoch = epoch
     batches = list(loader)
     columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     return columns | {"by_index": dict(zip(columns["index"].tolist(), columns["strong"]))}
@@ -175,7 +177,7 @@ def test_persistent_workers_follow_the_epoch(pictures):
     _, strong = build_views(32, STRONG, *PLAIN)
     loader = build_loader(pictures, {"strong": strong}, 5, 2, 1, True)
     for epoch in (0, 1):
-        loader.sampler.epoch = epoch
+        loader.batch_sampler.epoch = epoch
         views = torch.cat([batch["strong"] for batch in loader])
         assert torch.equal(views, epoch_of(pictures, 0, epoch)["strong"])
 

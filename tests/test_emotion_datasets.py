@@ -308,7 +308,7 @@ def test_every_image_keeps_its_own_distribution_in_a_shuffled_loader(write, load
     loader = build_loader(splits.train, {"red": Red(8, (0, 0, 0), (1, 1, 1))}, batch_size=4, workers=2, shuffle=True)
     orders = []
     for epoch in range(2):
-        loader.sampler.epoch = epoch
+        loader.batch_sampler.epoch = epoch
         batches = list(loader)
         order, shares = (torch.cat([batch[key] for batch in batches]) for key in ("index", "distribution"))
         number = torch.cat([batch["red"] for batch in batches]).add(5) // 10  # JPEG moves colours a little

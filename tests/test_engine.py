@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.conftest import train_on
 from tests.tiny_run import assert_same
 from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective
 from trainers.state import tuned_state
-from trainers.training import choose_labels, fit, step_loss, train_one_epoch, update
+from trainers.training import choose_labels, fit, step_loss, train_one_epoch
 from utils.data.items import UNKNOWN
 from utils.errors import InputError, TrainingError
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -142,7 +143,7 @@ def test_the_epochs_loss_and_accuracy_are_means_over_the_images(prepare):
 
 @pytest.mark.parametrize("trainer", ["LaFTer", "MultiLayerLaFTer"])
 def test_two_accumulated_halves_are_one_full_batch(prepare, trainer):
-    """Also where five batches should make a step, but the epoch has two."""
+    """Also where a step should see 45 images, but the epoch has 18."""
     changes = []
     for size, accumulate in ((18, 1), (9, 2), (9, 5)):
         parts = prepare(trainer, {"DATALOADER.TRAIN_X.BATCH_SIZE": size, "OPTIM.ACCUMULATE": accumulate,
@@ -164,8 +165,8 @@ def test_the_teacher_follows_every_step(prepare):
         assert torch.equal(average, parts.model.clip.visual.get_parameter(name)), name
 
 
-def test_leftover_batches_are_a_step_of_their_own(prepare):
-    parts = prepare("LaFTer", {"OPTIM.ACCUMULATE": 3})  # four batches: two steps
+def test_leftover_images_are_a_step_of_their_own(prepare):
+    parts = prepare("LaFTer", {"OPTIM.ACCUMULATE": 3})  # 15 images and 3: two steps
     train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
     steps = {state["step"].item() for state in parts.training.optimizer.state.values()}
     assert steps == {2}
@@ -175,17 +176,15 @@ def test_leftover_batches_are_a_step_of_their_own(prepare):
 @pytest.mark.parametrize("trainer, poisoned, named", [("LaFTer", "adapter.weight", "cross_entropy"),
                                                       ("MultiLayerLaFTer", "stage_fusion", "cross_entropy"),
                                                       ("MultiLayerLaFTer", "multi_prompts.0", "consistency")])
-def test_a_loss_that_is_not_finite_stops_by_name_and_changes_nothing(prepare, trainer, poisoned, named):
+def test_a_loss_that_is_not_finite_stops_by_name_and_saves_nothing(prepare, tmp_path, trainer, poisoned, named):
     parts = prepare(trainer)
-    parts.training.epoch = 3
-    parts.model.start_epoch(3)
+    parts.training.epoch, parts.training.rows = 3, {"untrained": {}}
     with torch.no_grad():
         parts.model.get_parameter(poisoned).fill_(float("nan"))
-    before = {name: tensor.nan_to_num() for name, tensor in tuned_state(parts.model).items()}
     with pytest.raises(TrainingError, match=f"epoch 4, step 1: .*{named}.*learning rates: .*prompts") as error:
-        train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+        fit_in(tmp_path / "run", parts)
     assert ("consistency" in str(error.value)) == (poisoned == "multi_prompts.0")  # what is finite is not blamed
-    assert_same({name: tensor.nan_to_num() for name, tensor in tuned_state(parts.model).items()}, before)
+    assert parts.training.progress.step == 0 and not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -225,7 +224,7 @@ def test_fp16_that_leaves_out_every_step_stops_by_name(prepare, tmp_path):
     rows = Run(tmp_path / "run", resume=True).rows()
     assert [row.get("skipped_steps") for row in rows] == [None, 4, 4, 4, 4] and "grad_norm" not in rows[1]
     assert_same(tuned_state(parts.model), before)
-    assert parts.training.scaler.get_scale() == 65_536 / 2 ** 19
+    assert parts.training.scaler.get_scale() == 65_536 / 2 ** 20
 
 
 def test_fp16_counts_the_steps_that_it_leaves_out(prepare, tmp_path, caplog):
@@ -264,21 +263,21 @@ def test_two_crops_are_averaged(prepare):
     parts = prepare("LaFTer", {"TRAIN.SUPERVISION": "labels", "TRAIN.AUGMENT": True, "TRAIN.TWO_CROPS": True})
     batch = next(iter(parts.loaders["train"]))
     assert not torch.equal(batch["strong"], batch["strong2"])
-    labels = choose_labels(parts.training, batch)
+    labels = choose_labels(parts.training.teacher, batch, parts.training.device)
     assert torch.equal(labels, batch["label"])
     losses = [F.cross_entropy(parts.model(batch[view]).logits, labels, label_smoothing=0.1)
               for view in ("strong", "strong2")]
-    found = step_loss(parts.model, parts.objective, labels, batch)
-    assert found["cross_entropy"].item() == pytest.approx((losses[0].item() + losses[1].item()) / 2, rel=1e-5)
-    found["cross_entropy"].backward()
-    update(parts.training)
+    mean = pytest.approx((losses[0].item() + losses[1].item()) / 2, rel=1e-5)
+    found = step_loss(parts.model, parts.objective, {**batch, "target": labels})
+    assert found["cross_entropy"].item() == mean
+    assert train_on(parts.training, parts.objective, parts.cfg, batch)["cross_entropy"] == mean
 
 
 def test_labels_mode_refuses_images_without_a_label(prepare):
     parts = prepare("LaFTer", {"TRAIN.SUPERVISION": "labels"})
     assert parts.training.teacher is None
     with pytest.raises(InputError, match="TRAIN.SUPERVISION"):
-        choose_labels(parts.training, {"label": torch.tensor([0, UNKNOWN])})
+        choose_labels(None, {"label": torch.tensor([0, UNKNOWN])}, torch.device("cpu"))
 
 
 def test_prediction_keeps_the_order_of_the_images(prepare):

@@ -103,8 +103,7 @@ def lack_files() -> None:
 
 def read_failing(act, timeout: float = 0) -> None:
     with plain_errors():
-        for _ in ViewLoader(Failing(act), workers=1, timeout=timeout, batch_size=2,
-                            sampler=EpochSampler(16, 0, False)):
+        for _ in ViewLoader(Failing(act), workers=1, timeout=timeout, batch_sampler=EpochSampler(16, 0, False, 2)):
             pass
 
 
@@ -127,7 +126,7 @@ def test_what_a_loader_process_says_ends_the_program_without_its_traceback():
 
 
 def test_without_processes_nothing_is_timed():
-    assert len(list(ViewLoader(Failing(int), timeout=5, batch_size=2, sampler=EpochSampler(16, 0, False)))) == 8
+    assert len(list(ViewLoader(Failing(int), timeout=5, batch_sampler=EpochSampler(16, 0, False, 2)))) == 8
 
 
 @POSIX
@@ -164,7 +163,7 @@ def test_too_many_batches_in_hand():
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    loader = ViewLoader(Failing(int), workers=1, batch_size=1, sampler=EpochSampler(16, 0, False))
+    loader = ViewLoader(Failing(int), workers=1, batch_sampler=EpochSampler(16, 0, False, 1))
     batches = iter(loader)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 6, hard))
     try:

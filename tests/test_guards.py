@@ -17,12 +17,11 @@ import torch.nn.functional as F
 
 import LaFTer
 from tests import tiny_run
+from tests.conftest import note_gradients
 from tests.test_engine import fit_in
 from trainers.evaluation import evaluate
 from trainers.objective import Objective
-from trainers.state import tuned_state
-from trainers.statistics import GradientMonitor
-from trainers.training import finish_gradients, train_one_epoch
+from trainers.training import train_one_epoch
 from utils.errors import InputError, TrainingError
 from utils.runs.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from utils.runs.random_state import rng_state, seed_generators, set_rng_state
@@ -81,7 +80,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_later(tmp_path):
 
 HOLDER = """import sys, time
 from pathlib import Path
-from utils.record import Run
+from utils.runs.record import Run
 run = Run(Path(sys.argv[1]))
 run.lock()
 print("locked", flush=True)
@@ -184,48 +183,39 @@ class Exploding(Objective):
 
 def test_a_gradient_that_is_not_finite_stops_by_name(prepare, tmp_path):
     parts = prepare("LaFTer", objective=Exploding)
+    parts.training.rows = {"untrained": {}}
     with pytest.raises(TrainingError) as caught:
-        train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+        fit_in(tmp_path / "run", parts)
     message = str(caught.value)
     assert "the gradient of " in message and "epoch 1, step 3" in message and "learning rates: " in message
     assert "root 0" in message and "adapter" in message and "--max-grad-norm" in message
-    assert all(tensor.isfinite().all() for tensor in tuned_state(parts.model).values())
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_the_norm_is_limited_and_recorded(prepare):
-    parts = prepare("LaFTer", {"OPTIM.MAX_GRAD_NORM": 0.5})
-    parameters = parts.training.parameters()
-    for index, parameter in enumerate(parameters):
-        parameter.grad = torch.full_like(parameter, 0.1 * (index + 1))
-    norm = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in parameters))
-    before = [parameter.grad.clone() for parameter in parameters]
-    monitor = GradientMonitor(parts.training.model)
-    assert finish_gradients(parts.training, monitor, 0.0, {}, 0) == pytest.approx(norm)
-    assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(parameters, before))  # 0: as they were
-    assert finish_gradients(parts.training, monitor, 0.5, {}, 0) == pytest.approx(norm)
-    assert math.sqrt(sum(p.grad.square().sum().item() for p in parameters)) == pytest.approx(0.5, rel=1e-4)
-    kinds = [norms[0] for norms in monitor.result()["gradient_norms"].values()]  # means over the two steps
-    assert math.hypot(*kinds) == pytest.approx(norm)  # as they were before
-    parts.training.optimizer.zero_grad()
-    row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
-    assert row["grad_norm"] > 0.5  # as it was before
+    """As it was before it was limited; 0: the gradient stays as it is."""
+    found = {}
+    for limit in (0.0, 0.5):
+        parts = prepare("LaFTer", {"OPTIM.MAX_GRAD_NORM": limit, "DATALOADER.TRAIN_X.BATCH_SIZE": 18})
+        gradients = note_gradients(parts.training)
+        row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
+        norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
+        kinds = [norms[0] for norms in row["gradient_norms"].values()]
+        assert math.hypot(*kinds) == pytest.approx(row["grad_norm"])
+        found[limit] = norm, row["grad_norm"]
+    assert found[0.0][0] == pytest.approx(found[0.0][1]) and found[0.0][0] > 0.5
+    assert found[0.5][1] == found[0.0][1] and found[0.5][0] == pytest.approx(0.5, rel=1e-4)
 
 
 def test_a_step_that_fp16s_scaler_leaves_out_has_no_norm(prepare, monkeypatch):
     """The mean is over the steps that were taken; without any there is none."""
-    norms = iter([1.0, math.inf, 3.0, *[math.nan] * 9])
-    monkeypatch.setattr("trainers.training.finish_gradients", lambda *_: next(norms))
-    parts = prepare("LaFTer", {"OPTIM.MAX_EPOCH": 2, "DATALOADER.TRAIN_X.BATCH_SIZE": 6})
-    for mean in (2.0, None):
+    norms = iter([1.0, math.inf, 3.0, *[math.nan] * 3])
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    parts = prepare("LaFTer", {"MODEL.PRECISION": "fp16", "OPTIM.MAX_EPOCH": 2, "DATALOADER.TRAIN_X.BATCH_SIZE": 6})
+    for mean, skipped in ((2.0, 1), (None, 3)):
         row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)
-        assert row.get("grad_norm") == mean
+        assert row.get("grad_norm") == mean and row["skipped_steps"] == skipped
         parts.training.progress = type(parts.training.progress)()
-    scaled = prepare("LaFTer").training
-    scaled.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    scaled.scaler.scale(torch.ones(()))
-    for parameter in scaled.parameters():
-        parameter.grad = torch.full_like(parameter, math.inf)
-    assert not math.isfinite(finish_gradients(scaled, GradientMonitor(scaled.model), 0.0, {}, 0))
 
 
 def test_a_norm_that_limits_nothing_sensible_is_refused(make_cfg):
@@ -266,7 +256,7 @@ def test_unreadable_images_are_left_out_counted_and_reported(prepare, tmp_path, 
 def test_a_batch_without_readable_images_is_no_step(prepare):
     settings = {"DATALOADER.ON_ERROR": "skip", "TRAIN.SUPERVISION": "labels", "OPTIM.LR": 1e-12}
     loader = prepare("LaFTer", settings).loaders["train"]
-    order = [index for _, index in loader.sampler]
+    order = [index for batch in loader.batch_sampler for _, index in batch]
     damage(*(loader.dataset.items[index].path for index in order[5:10]))
     parts = prepare("LaFTer", settings)
     row = train_one_epoch(parts.training, parts.objective, parts.loaders["train"], parts.cfg)

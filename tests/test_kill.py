@@ -68,7 +68,7 @@ def test_going_back_to_an_earlier_checkpoint_writes_the_rest_again(tmp_path):
     rows = [{**row, "train_seconds": 0} for row in read_rows(run / "metrics.jsonl")]
     (run / "final.json").unlink()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr("trainers.training.learn_share", lambda *_: 1 / 0)
+        patch.setattr("trainers.training.choose_labels", lambda *_: 1 / 0)
         LaFTer.main([*arguments, "--resume", str(run / "checkpoints" / "epoch0002.pt")])
     assert saved_epochs(run / "checkpoints") == [1, 2]
     LaFTer.main([*arguments, "--resume", "auto"])

@@ -1,4 +1,4 @@
-"""The monitors: closed forms of CKA, agreement and gradient norms, and that they stand in a run's rows."""
+"""The statistics: closed forms of CKA, agreement and gradient norms, and that they stand in a run's rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from trainers.build import training_settings
 from trainers.LaFTer import LaFTer, Prediction
 from trainers.LaFTer_multilayer import MultiLayerLaFTer
-from trainers.statistics import GradientMonitor, Moments, StageMonitor, model_monitors
+from trainers.statistics import Moments, StageStatistics, TrainingStatistics, model_statistics, summarise_training
 from utils.data.items import UNKNOWN
 from utils.utils import setup_lafter_training_utils
 
@@ -59,51 +59,53 @@ def one_hot(choices: list[list[int]]) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(choices), 3).float()
 
 
-def test_stage_monitor_by_hand():
+def test_stage_statistics_by_hand():
     features = one_hot([[0, 0, 0, 0, 0], [0, 1, 0, 1, 2], [0, 1, 2, 1, 2]])
     labels = torch.tensor([0, 1, 2, 0, UNKNOWN])
-    monitor = StageMonitor()
+    stages = StageStatistics()
     for part in (slice(0, 2), slice(2, 5)):
-        monitor.update(Prediction(torch.empty(0), (), features[:, part]), lambda x: x, labels[part])
-    result = monitor.result()
+        stages.update(Prediction(torch.empty(0), (), features[:, part]), lambda x: x, labels[part])
+    result = stages.result()
     assert result["stage_top1"] == [2 / 4, 2 / 4, 3 / 4]  # the image without a label does not count
     assert result["stage_agreement"] == pytest.approx([2 / 5, 4 / 5])
     assert result["stage_cka"] == pytest.approx([0, gather(features, features[2]).linear_cka()[1], 1])
 
 
 def test_without_labels_or_stages_nothing_is_claimed():
-    monitor = StageMonitor()
-    monitor.update(Prediction(torch.zeros(2, 3)), lambda x: x, torch.tensor([0, 1]))
-    assert monitor.result() == {}
-    monitor.update(Prediction(torch.empty(0), (), one_hot([[0, 1], [0, 2]])), lambda x: x,
-                   torch.tensor([UNKNOWN, UNKNOWN]))
-    assert set(monitor.result()) == {"stage_agreement", "stage_cka"}
+    stages = StageStatistics()
+    stages.update(Prediction(torch.zeros(2, 3)), lambda x: x, torch.tensor([0, 1]))
+    assert stages.result() == {}
+    stages.update(Prediction(torch.empty(0), (), one_hot([[0, 1], [0, 2]])), lambda x: x,
+                  torch.tensor([UNKNOWN, UNKNOWN]))
+    assert set(stages.result()) == {"stage_agreement", "stage_cka"}
 
 
 def test_the_stages_of_a_model_are_what_its_loss_sees(make_clip, make_cfg, images):
     model = MultiLayerLaFTer(make_clip(12), torch.randn(5, 32), 5, make_cfg())
     prediction = model(images)
-    monitor = StageMonitor()
+    stages = StageStatistics()
     labels = torch.arange(len(images)) % 5
-    monitor.update(prediction, model.adapter, labels)
+    stages.update(prediction, model.adapter, labels)
     expected = [(logits.argmax(1) == labels).float().mean().item() for logits in prediction.stage_logits]
-    assert monitor.result()["stage_top1"] == pytest.approx(expected)
-    assert monitor.result()["stage_cka"][-1] == pytest.approx(1)
+    assert stages.result()["stage_top1"] == pytest.approx(expected)
+    assert stages.result()["stage_cka"][-1] == pytest.approx(1)
 
 
 # --- gradients and parameters ----------------------------------------------------------------------------------------
 
 def test_gradient_norms_are_means_over_the_steps(make_clip, make_cfg):
     model = MultiLayerLaFTer(make_clip(8), torch.randn(5, 32), 5, make_cfg())
-    monitor = GradientMonitor(model)
+    statistics = TrainingStatistics(model)
     for length in (3.0, 16.0, torch.inf):  # a step that overflowed does not count
         for stage in (2, 3):
             prompt = model.multi_prompts[stage]
             prompt.grad = torch.zeros_like(prompt)
             prompt.grad[0, 0, :2] = torch.tensor([0.6, 0.8]) * length * stage
         model.adapter.weight.grad = torch.full_like(model.adapter.weight, length / 160 ** 0.5)
-        monitor.update()
-    norms = monitor.result()["gradient_norms"]
+        statistics.add_step(0, torch.tensor(length), statistics.gradient_norms())
+    row = summarise_training(statistics.totals(), model)
+    norms = row["gradient_norms"]
+    assert row["grad_norm"] == 9.5 and row["skipped_steps"] == 1
     assert norms["prompts"][:2] == [None, None]
     assert norms["prompts"][2:] == pytest.approx([2 * 9.5, 3 * 9.5])  # (3 + 16) / 2 = 9.5
     assert norms["adapter"] == pytest.approx([9.5])
@@ -115,9 +117,9 @@ def test_gradient_norms_of_a_real_step(make_clip, make_cfg, images):
     model = MultiLayerLaFTer(make_clip(8), torch.randn(5, 32), 5, cfg)
     setup_lafter_training_utils(training_settings(cfg), model)
     nn.functional.cross_entropy(model(images).logits, torch.arange(len(images)) % 5).backward()
-    monitor = GradientMonitor(model)
-    monitor.update()
-    norms = monitor.result()["gradient_norms"]
+    statistics = TrainingStatistics(model)
+    statistics.add_step(0, torch.ones(()), statistics.gradient_norms())
+    norms = summarise_training(statistics.totals(), model)["gradient_norms"]
     assert norms["prompts"] == pytest.approx([prompt.grad.norm().item() for prompt in model.multi_prompts])
     squares = sum(value ** 2 for values in norms.values() for value in values)
     every = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
@@ -132,7 +134,7 @@ def test_the_prompts_lengths(make_clip, make_cfg, trainer):
         for name, parameter in model.named_parameters():
             if "prompt" in name:
                 parameter.copy_(torch.tensor([1.0, 2.0, 6.0])[None, :, None] / 8)  # width 64: lengths 1, 2, 6
-    result = model_monitors(model)
+    result = model_statistics(model)
     stages = 1 if trainer is LaFTer else 4
     assert result["prompt_norms"] == pytest.approx([3.0] * stages)
     assert ("sigma" in result) == ("stage_weights" in result) == (trainer is MultiLayerLaFTer)

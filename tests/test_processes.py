@@ -60,7 +60,7 @@ def nearly(a: object, b: object) -> bool:
 
 @pytest.mark.parametrize("trainer", MODES)
 def test_two_processes_do_what_one_does(tmp_path, trainer):
-    """Neither batches nor splits divide evenly: 7, 7 and 4 images, or 7, 7 and 1, of which the second has none."""
+    """Neither batches nor splits divide evenly: 7, 7 and 4 images, or 14 and 1, of which the second has none."""
     tiny_run.make_inputs(tmp_path, train=6 if trainer == "LaFTer" else 7)
     LaFTer.main(tiny_run.arguments(tmp_path, "one", *MODES[trainer], trainer=trainer))
     command = tiny_run.arguments(tmp_path, "two", *MODES[trainer], trainer=trainer)
@@ -83,21 +83,22 @@ def test_two_processes_do_what_one_does(tmp_path, trainer):
                          {split: one[1][-1][split] for split in scored}, "again", nearly)
 
 
-def test_shares_of_every_batch_make_the_whole_epoch_once():
-    def keys(rank: int, processes: int, start: int = 0) -> list[tuple[int, int]]:
+def test_shards_of_every_batch_make_the_whole_epoch_once():
+    def batches(rank: int, processes: int, start: int = 0) -> list[list[tuple[int, int]]]:
         sampler = EpochSampler(18, 3, True, batch_size=7, shard=(rank, processes))
         sampler.epoch, sampler.start = 2, start
-        assert len(sampler) == len(list(sampler)) and sampler.batches == 3
+        assert len(sampler) == len(list(sampler)) == 3 - start
+        assert [sampler.images(batch) for batch in range(3)] == [7, 7, 4]
         return list(sampler)
 
-    whole = keys(0, 1)
-    assert sorted(index for _, index in whole) == list(range(18)) and keys(0, 1, start=1) == whole[7:]
-    shares = [keys(rank, 5) for rank in range(5)]
-    assert [len(share) for share in shares] == [2 + 2 + 1, 2 + 2 + 1, 1 + 1 + 1, 1 + 1 + 1, 1 + 1 + 0]
-    assert sorted(sum(shares, [])) == sorted(whole)
-    for rank, share in enumerate(shares):
-        assert share == whole[0:7][rank::5] + whole[7:14][rank::5] + whole[14:18][rank::5]
-    assert keys(4, 5, start=2) == []  # a share may be empty
+    whole = batches(0, 1)
+    assert sorted(index for batch in whole for _, index in batch) == list(range(18))
+    assert batches(0, 1, start=1) == whole[1:]
+    shards = [batches(rank, 5) for rank in range(5)]
+    assert [[len(batch) for batch in shard] for shard in shards] == [[2, 2, 1], [2, 2, 1], [1, 1, 1], [1, 1, 1],
+                                                                     [1, 1, 0]]
+    for rank, shard in enumerate(shards):
+        assert shard == [batch[rank::5] for batch in whole]
     with pytest.raises(InputError, match="a batch of 3 cannot be divided over 4 processes"):
         build_loader([], {}, 3, 0, shard=(0, 4))
 
@@ -107,10 +108,16 @@ def test_bad_input_in_one_process_ends_all_with_one_message(tmp_path):
     for victim in (tmp_path / "data" / "train" / "green").iterdir():
         victim.write_bytes(victim.read_bytes()[:200])
     arguments = tiny_run.arguments(tmp_path, "x", "TEXT.SKIP", "True", "TRAIN.SUPERVISION", "labels")
-    first, second = ends(start_two(*arguments))
-    assert (first[0], second[0]) == (1, 1)
-    assert first[1].strip().splitlines()[-1].startswith("error: cannot read image")
-    assert "error" not in second[1] and "Traceback" not in first[1] + second[1]
+    (first, said), (second, echoed) = ends(start_two(*arguments))
+    assert (first, second) == (1, 1)
+    assert (said + echoed).count("error: ") == (said + echoed).count("error: 6 images cannot be read: ") == 1
+    assert "Traceback" not in said + echoed
+
+
+def test_what_all_meet_before_they_can_talk_is_said_once(tmp_path):
+    (first, said), (second, echoed) = ends(start_two("--dataset-config-file", "folder", "OPTIM.LR", "-1"))
+    assert (first, second) == (1, 1)
+    assert said.startswith("error: ") and "OPTIM.LR" in said and not echoed
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")

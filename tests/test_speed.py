@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from clip.transformer import QuickGELU, linear
+from tests.conftest import note_gradients, train_on
 from trainers import build
 from trainers.build import build_training, image_flops, prepare_blocks
 from trainers.LaFTer import LaFTer
 from trainers.LaFTer_multilayer import MultiLayerLaFTer
 from trainers.objective import Objective
-from trainers.training import backward
 from utils.data.loader import micro_batches
 
 CLASSES = 5
@@ -46,12 +46,16 @@ def batch(images) -> dict[str, torch.Tensor]:
 
 
 def gradients(parts, batch, micro_batch: int = 0, epoch: int = 9) -> dict[str, torch.Tensor]:
-    """The parts of the loss, the labels and all gradients of one batch."""
-    model = parts.training.model
-    model.start_epoch(epoch)
-    model.zero_grad()
-    labels, losses = backward(parts.training, parts.objective, batch, micro_batch)
-    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    """The labels, the parts of the loss and all gradients of one batch, of a step that changes nothing."""
+    training, cfg = parts.training, parts.cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.TRAIN_X.MICRO_BATCH = micro_batch
+    training.model.start_epoch(epoch)
+    for group in training.optimizer.param_groups:
+        group["lr"] = 0.0
+    labels, grads = training.teacher.labels(batch), note_gradients(training)
+    row = train_on(training, parts.objective, cfg, batch)
+    losses = {name: row[name] for name in ("loss", "cross_entropy", "consistency") if name in row}
     return {"labels": labels, **losses, **grads}
 
 

@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clip.transformer import LayerNorm
 from trainers.teacher import Teacher
 from utils.data.items import UNKNOWN
-from utils.data.loader import EpochSampler
+from utils.data.loader import EpochSampler, ViewLoader
 
 COUNT, CLASSES = 24, 5
 
@@ -44,7 +44,7 @@ class StoredViews(Dataset):
     """Weak views under the keys (epoch, index) of the project's sampler."""
 
     def __init__(self, weak: torch.Tensor):
-        self.weak = weak
+        self.weak, self.views = weak, {}  # none is left to be finished
 
     def __len__(self) -> int:
         return len(self.weak)
@@ -54,9 +54,9 @@ class StoredViews(Dataset):
 
 
 @pytest.fixture
-def loader(weak) -> DataLoader:
+def loader(weak) -> ViewLoader:
     """The weak views in order."""
-    return DataLoader(StoredViews(weak), batch_size=7, sampler=EpochSampler(COUNT, seed=0, shuffle=False))
+    return ViewLoader(StoredViews(weak), batch_sampler=EpochSampler(COUNT, seed=0, shuffle=False, batch_size=7))
 
 
 def plain_labels(clip_model, classifier, images) -> torch.Tensor:

@@ -141,7 +141,7 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device 
     if cfg.DATALOADER.CACHE_GB:
         folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
         cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
-    train_size, batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TEST.BATCH_SIZE
+    train_size, batch_size = images_per_step(cfg), cfg.DATALOADER.TEST.BATCH_SIZE
     needed = max(batch_bytes(views.values(), train_size), batch_bytes([weak], batch_size))
     build = functools.partial(build_loader, workers=affordable_workers(cfg.DATALOADER.NUM_WORKERS, needed),
                               shard=distributed.shard(), on_error=cfg.DATALOADER.ON_ERROR, cache=cache, device=device,
@@ -154,6 +154,11 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device 
         if items:
             loaders[split] = build(items, {"weak": weak}, batch_size)
     return loaders
+
+
+def images_per_step(cfg: CfgNode) -> int:
+    """How many images a step of the optimiser sees, of all processes together: a batch of the training images."""
+    return cfg.DATALOADER.TRAIN_X.BATCH_SIZE * cfg.OPTIM.ACCUMULATE
 
 
 TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
@@ -185,9 +190,9 @@ def sample_images(loader: ViewLoader, count: int, seed: int) -> Tensor:
     """Weak views [count, 3, r, r] of a seeded draw of the loader's images, fewer where there are fewer."""
     order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(seed))[:count]
     batch = loader.load(order.tolist())
-    if "weak" not in batch:
+    if not batch:
         raise InputError(f"none of the {len(order)} images that prompts start from could be read: "
-                         f"{batch['unreadable'][0]}")
+                         f"{loader.unreadable[0]}")
     return batch["weak"]
 
 
@@ -207,8 +212,8 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, classifier: T
     """(everything that training changes, the classification loss)."""
     optimizer, scheduler, criterion = setup_lafter_training_utils(training_settings(cfg), model)
     batch, batches = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.ACCUMULATE
-    log.info("a step of the optimiser sees %d images%s", batch * batches,
-             f": {batches} batches of {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
+    log.info("a step of the optimiser sees %d images%s", images_per_step(cfg),
+             f": {batches} times {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
         teacher = Teacher(clip_model, classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)

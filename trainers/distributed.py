@@ -3,8 +3,9 @@
 Gradients are summed by hand, in one flat buffer, in place of DistributedDataParallel. That wrapper decides which
 parameters it reduces when it is built, whereas the progressive phases change what trains from epoch to epoch; it
 needs a backward pass on every process, whereas a small last batch may leave one without images; and it averages the
-processes' means, whereas shares of unequal size must weigh by their images. Fewer than 200,000 parameters train, so
-there is nothing to gain from overlapping their reduction with the backward pass.
+processes' means, whereas shards of unequal size must weigh by their images. What trains is small (a few hundred
+thousand parameters beside CLIP's 150 million), so there is nothing to gain from overlapping their reduction with the
+backward pass.
 
 Without torchrun all of this is one process and costs nothing.
 """
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -28,6 +31,8 @@ from utils.failures import plain_errors
 
 T = TypeVar("T")
 USER_ERRORS = (InputError, ClipError, FileNotFoundError, TrainingError)
+SIGNALS = (int(signal.SIGINT), int(signal.SIGTERM))
+PATIENCE = 10.0  # seconds that a process which failed waits for the others to notice
 TIMEOUT = timedelta(minutes=30)  # the first process of a machine may be downloading meanwhile
 
 
@@ -66,37 +71,84 @@ def bar_settings() -> dict[str, bool | None]:
     return {"disable": None if is_main() else True}
 
 
+class LostProcess(SystemFailure):
+    """Another process of the run has ended or answers no more."""
+
+
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Within the context the processes can talk: gloo for what is on the CPU, nccl, if there is one, on GPUs.
+    """Within the context the processes can talk: gloo for what is on the CPU, nccl, if there is one, on GPUs. They end
+    together: where one fails, the others fail too at their next exchange, and the first that failed alone says why.
 
     `device` is DEVICE of the configuration. Raises InputError where a machine has fewer GPUs than processes.
     """
     if world_size() == 1:
         yield
         return
-    backend = "gloo"
+    backend = choose_backend(device)
+    try:
+        store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the {world_size()} processes did not find one another ({str(error).splitlines()[0]})"
+                         ) from error
+    try:
+        with plain_errors():
+            yield
+    except USER_ERRORS as error:
+        if _somebody_else_speaks(store, error):
+            raise SystemExit(1) from error
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _somebody_else_speaks(store: dist.Store, error: Exception) -> bool:
+    """Whether this process fails because another has, or after it; that one then says why.
+
+    That one, and the first process, which may keep the store that tells the others, wait until all have learnt of it.
+    Where a process ended without a word, nobody has told the store, and those that miss it speak.
+    """
+    told = False
+    with contextlib.suppress(RuntimeError):  # the process that kept the store is gone
+        first = not isinstance(error, LostProcess) and store.add("failed", 1) == 1
+        told = not first and store.check(["failed"])
+        dist.destroy_process_group()  # this wakes those that wait for this process
+        left, deadline = store.add("left", 1), time.monotonic() + PATIENCE
+        while (first or told and is_main()) and left < world_size() and time.monotonic() < deadline:
+            time.sleep(0.05)
+            left = store.add("left", 0)
+    return told
+
+
+@contextlib.contextmanager
+def one_speaks() -> Iterator[None]:
+    """Within the context all processes meet the same, before they can talk: where it is an error of the user's, the
+    first alone says so, and the others end without a word."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if not is_main():
+            raise SystemExit(1) from error
+        raise
+
+
+def choose_backend(device: str) -> str:
+    """The way of talking for DEVICE, and on GPUs this process's own GPU as the current one."""
     if device == "auto" and torch.cuda.is_available():
         if local_rank() >= torch.cuda.device_count():
             raise InputError(f"this machine has {torch.cuda.device_count()} GPUs, but more processes were started on "
                              "it: lower --nproc-per-node, or use --device cpu")
         torch.cuda.set_device(local_rank())
-        backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"  # Windows has no nccl
-    elif device not in ("auto", "cpu"):
+        return "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"  # Windows has no nccl
+    if device not in ("auto", "cpu"):
         raise InputError(f"--device {device} is one device for {world_size()} processes: use --device auto or cpu")
-    try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"the {world_size()} processes did not find one another ({str(error).splitlines()[0]})"
-                         ) from error
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    return "gloo"
 
 
 def gather(value: T) -> list[T]:
-    """Every process's value, by rank. Raises SystemFailure where another one has ended."""
+    """Every process's value, by rank. Raises LostProcess where another one has ended."""
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()
@@ -105,46 +157,23 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def add_up(shares: Sequence[dict[str, float | Tensor]]) -> Counter:
-    """The sums by name over several processes' shares; what a share does not name adds nothing."""
+def add_up(shards: Sequence[dict[str, float | Tensor]]) -> Counter:
+    """The sums by name over several processes' shards; what a shard does not name adds nothing."""
     total = Counter()
-    for share in shares:
-        total.update(share)
+    for shard in shards:
+        total.update(shard)
     return total
 
 
-def exchange(work: Callable[[], tuple[T, object]]) -> tuple[T, list]:
-    """Call `work`, which returns (what stays in this process, what all are told).
-
-    Returns (the former, the latter of every process by rank). Where it fails on any with bad input or for the machine
-    (`plain_errors`), all raise the error of the first that failed.
-    """
-    own = told = failure = None
-    try:
-        with plain_errors():
-            own, told = work()
-    except USER_ERRORS as error:
-        if world_size() == 1:
-            raise
-        failure = error
-    outcomes = gather((told, failure))
-    for _, error in outcomes:
-        if error is not None:
-            raise error
-    return own, [told for told, _ in outcomes]
-
-
-def agree(work: Callable[[], T], in_turn: bool = False) -> T:
-    """What `work` returns; where it fails on any process with bad input, all raise that error.
-
-    `in_turn`: one process of each machine goes first, so that it alone downloads or draws what the others then find.
-    """
-    if in_turn and local_rank():
-        exchange(lambda: (None, None))
-    result, _ = exchange(lambda: (work(), None))
-    if in_turn and not local_rank():
-        exchange(lambda: (None, None))
-    return result
+@contextlib.contextmanager
+def one_first() -> Iterator[None]:
+    """Within the context one process of each machine goes first, so that it alone downloads or draws what the others
+    then find."""
+    if local_rank():
+        gather(None)
+    yield
+    if not local_rank():
+        gather(None)
 
 
 def broadcast(value: T) -> T:
@@ -157,19 +186,27 @@ def broadcast(value: T) -> T:
     return values[0]
 
 
-def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Add up each parameter's gradient over the processes, in place; one that none has stays None."""
+def reduce_gradients(parameters: Sequence[Tensor], count: int, received: int) -> tuple[int, int]:
+    """Add up each parameter's gradient over the processes, in place; one that none has stays None.
+
+    With them go `count`, the images that a process has worked on, and the signal that it `received`, 0 for none: one
+    buffer, one exchange a step. Returns (the sum of the counts, the highest signal).
+    """
     if world_size() == 1:
-        return
-    present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float32)
+        return count, received
     pieces = [(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1).float()
               for parameter in parameters]
-    buffer = torch.cat([*pieces, present.to(pieces[0].device)])
+    present = [parameter.grad is not None for parameter in parameters]
+    numbers = [*present, count, *(received == number for number in SIGNALS)]
+    buffer = torch.cat([*pieces, torch.tensor(numbers, dtype=torch.float32, device=pieces[0].device)])
     with _lost_process():
         dist.all_reduce(buffer)
-    *sums, present = buffer.split([*(piece.numel() for piece in pieces), len(pieces)])
-    for parameter, total, count in zip(parameters, sums, present.tolist()):
-        parameter.grad = total.reshape(parameter.shape).to(parameter.dtype) if count else None
+        *sums, tail = buffer.split([*(piece.numel() for piece in pieces), len(numbers)])
+        numbers = tail.tolist()
+    for parameter, total, present in zip(parameters, sums, numbers):
+        parameter.grad = total.reshape(parameter.shape).to(parameter.dtype) if present else None
+    count, *signalled = numbers[len(parameters):]
+    return int(count), max(number * bool(sent) for number, sent in zip(SIGNALS, signalled))
 
 
 @contextlib.contextmanager
@@ -180,5 +217,5 @@ def _lost_process() -> Iterator[None]:
     except SystemFailure:
         raise
     except RuntimeError as error:  # torch.distributed's own errors are all of this kind
-        raise SystemFailure("another process of this run has ended or answers no more; its message says why. Go on "
-                            "with --resume auto") from error
+        raise LostProcess("another process of this run has ended or answers no more; its message says why. Go on "
+                          "with --resume auto") from error

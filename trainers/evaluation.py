@@ -9,47 +9,45 @@ from itertools import chain
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clip.model import CLIP
-from utils.data.loader import micro_batches
+from utils.data.loader import ViewLoader, micro_batches
 from utils.errors import InputError
 from utils.metrics import score
 from utils.utils import Tunable
 
 from . import distributed
-from .statistics import StageMonitor
+from .statistics import StageStatistics
 
 COLUMNS = {"label": "labels", "distribution": "distributions", "index": "index"}
 
 
 @torch.no_grad()
-def collect(loader: DataLoader, compute: Callable[[dict], dict[str, Tensor]], what: str) -> dict[str, object]:
+def collect(loader: ViewLoader, compute: Callable[[dict], dict[str, Tensor]], what: str) -> dict[str, object]:
     """The columns that `compute` makes of parts of the batches, `labels` [n], `index` [n] and, where annotated,
     `distributions` [n, classes]: on the CPU, in the order of the images, each image once, whatever the number of
     processes.
 
     `unreadable` lists what was said of images that were left out. Raises InputError where none could be read.
     """
-    _, shares = distributed.exchange(lambda: (None, _collect_share(loader, compute, what)))
-    columns = {name: torch.cat([share[name] for share in shares if name in share])
-               for name in dict.fromkeys(chain(*shares)) if name != "unreadable"}
-    unreadable = list(chain(*(share["unreadable"] for share in shares)))
+    shards = distributed.gather(_collect_shard(loader, compute, what))
+    columns = {name: torch.cat([shard[name] for shard in shards if name in shard])
+               for name in dict.fromkeys(chain(*shards)) if name != "unreadable"}
+    unreadable = list(chain(*(shard["unreadable"] for shard in shards)))
     if not columns:
         raise InputError(f"none of the {what} images could be read: {unreadable[0] if unreadable else 'there is none'}")
-    if len(shares) > 1:
+    if len(shards) > 1:
         order = columns["index"].argsort()
         columns = {name: column[order] for name, column in columns.items()}
     return {**columns, "unreadable": unreadable}
 
 
-def _collect_share(loader: DataLoader, compute: Callable[[dict], dict[str, Tensor]], what: str) -> dict[str, object]:
+def _collect_shard(loader: ViewLoader, compute: Callable[[dict], dict[str, Tensor]], what: str) -> dict[str, object]:
     """The columns of the images that are this process's."""
-    columns, unreadable = defaultdict(list), []
+    columns = defaultdict(list)
     for batch in tqdm(loader, desc=what, leave=False, **distributed.bar_settings()):
-        unreadable += batch.pop("unreadable", [])
-        if "label" not in batch:  # no image of the batch could be read
+        if not batch:  # none of its images could be read
             continue
         for micro in micro_batches(batch):
             for name, column in compute(micro).items():
@@ -57,10 +55,10 @@ def _collect_share(loader: DataLoader, compute: Callable[[dict], dict[str, Tenso
         for name, own in COLUMNS.items():
             if name in batch:
                 columns[own].append(batch[name])
-    return {**{name: torch.cat(column) for name, column in columns.items()}, "unreadable": unreadable}
+    return {**{name: torch.cat(column) for name, column in columns.items()}, "unreadable": loader.unreadable}
 
 
-def plain_features(clip_model: CLIP, loader: DataLoader, what: str = "features") -> dict[str, object]:
+def plain_features(clip_model: CLIP, loader: ViewLoader, what: str = "features") -> dict[str, object]:
     """`features` [n, embed_dim] fp32 of unit length of a loader's weak views, and what `collect` adds to them."""
     device = clip_model.visual.proj.device
 
@@ -71,32 +69,32 @@ def plain_features(clip_model: CLIP, loader: DataLoader, what: str = "features")
     return collect(loader, features, what)
 
 
-def predict(model: Tunable, loader: DataLoader, what: str = "evaluation",
-            monitor: StageMonitor | None = None) -> dict[str, object]:
+def predict(model: Tunable, loader: ViewLoader, what: str = "evaluation",
+            stages: StageStatistics | None = None) -> dict[str, object]:
     """`probabilities` [n, classes] of a loader's weak views, and what `collect` adds to them."""
     device = model.adapter.weight.device
 
     def probabilities(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         prediction = model(batch["weak"].to(device))
-        if monitor:
-            monitor.update(prediction, model.adapter, batch["label"])
+        if stages:
+            stages.update(prediction, model.adapter, batch["label"])
         return {"probabilities": prediction.logits.softmax(-1)}
 
     return collect(loader, probabilities, what)
 
 
-def evaluate(model: Tunable, loaders: dict[str, DataLoader],
+def evaluate(model: Tunable, loaders: dict[str, ViewLoader],
              references: dict[str, Tensor] | None = None) -> dict[str, dict[str, object]]:
     """The metrics of each split and what the stages say by themselves; the same forward as in training. `unreadable`
     lists what was said of images that were left out, if there are any. Where nothing is labelled, `references` holds
     what agreement is measured with: for each split, the classes [n] that the text classifier predicts."""
     metrics = {}
     for split, loader in loaders.items():
-        monitor = StageMonitor()
-        outputs = predict(model, loader, split, monitor)
-        monitor.share()
+        stages = StageStatistics()
+        outputs = predict(model, loader, split, stages)
+        stages.gather()
         metrics[split] = score(outputs["probabilities"], outputs["labels"], outputs.get("distributions"),
-                               (references or {}).get(split)) | monitor.result()
+                               (references or {}).get(split)) | stages.result()
         if outputs["unreadable"]:
             metrics[split]["unreadable"] = outputs["unreadable"]
     return metrics

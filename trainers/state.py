@@ -25,16 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """Within the epoch under way: the batches done, what was summed over them, and how long they took."""
+    """Within the epoch under way: the steps done, what was summed over them, and how long they took."""
 
     step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, dict[str, float]] = field(default_factory=dict)  # see `TrainingStatistics`
     seconds: float = 0.0
     unreadable: list[str] = field(default_factory=list)  # what was said of images that were left out
-    gradients: dict[str, list[float]] = field(default_factory=dict)  # see GradientMonitor
-
-    def advance(self, step: int, sums: dict[str, float], seconds: float) -> None:
-        self.step, self.sums, self.seconds = step, dict(sums), seconds
 
 
 @dataclass
@@ -53,7 +49,7 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     rows: dict[str, dict] = field(default_factory=dict)  # of the record: `untrained`, `last`, `best` on validation
     unreadable: list[str] = field(default_factory=list)  # of the whole run, each once
-    skipped: int = 0  # steps in a row, up to the last, that fp16's scaler left out; a new start counts anew
+    skipped: int = 0  # steps in a row, up to the last fetched, that fp16's scaler left out; a new start counts anew
     references: dict[str, Tensor] = field(default_factory=dict)  # per split, classes [n] as the text classifier says
 
     def state_dict(self) -> dict[str, object]:
@@ -104,6 +100,10 @@ class Training:
         if new:
             log.warning("left out: %s", summarise_unreadable(new))
             self.unreadable += new
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.adapter.weight.device
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What the optimiser steps."""

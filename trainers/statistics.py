@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.data.items import UNKNOWN
-from utils.data.loader import micro_batches
+from utils.data.loader import ViewLoader, micro_batches
 from utils.utils import Tunable
 
 from . import distributed
@@ -56,7 +55,7 @@ class Moments:
         return (xy.square() / scale.where(scale > 0, 1.0)).tolist()
 
 
-class StageMonitor:
+class StageStatistics:
     """While a split is scored: what each stage would say by itself. A model without stage features leaves no trace."""
 
     def __init__(self):
@@ -77,7 +76,7 @@ class StageMonitor:
             self.sums[name] = self.sums[name] + term
         self.moments.update(features, features[-1])
 
-    def share(self) -> None:
+    def gather(self) -> None:
         """Add up what all processes have seen."""
         self.sums = distributed.add_up(distributed.gather(dict(self.sums)))
         self.moments.sums = distributed.add_up(distributed.gather(dict(self.moments.sums)))
@@ -95,41 +94,115 @@ class StageMonitor:
         return result
 
 
-class GradientMonitor:
-    """The norms of the gradients, by kind of parameter and by stage where there are stages, over an epoch's steps."""
+class StepNumbers(NamedTuple):
+    """A step of the optimiser in numbers: the means over the batch of the loss and its parts; the norms of the
+    gradients, of all as `grad_norm` and by kind of parameter and stage, as in `prompts 0`."""
 
-    def __init__(self, model: Tunable, sums: dict[str, list[float]] | None = None):
-        """`sums`, by kind and stage: the sum of the norms and the number of steps; what an interrupted epoch had."""
-        self.kinds, self.stages = parameter_groups(model)
+    step: int
+    losses: dict[str, float]
+    norms: dict[str, float]
+
+
+class TrainingStatistics:
+    """What an epoch's row tells of training: sums over its images and over its steps. They stay on the device, in
+    double precision where it has that, so that no step waits for a number; `fetch` and `totals` ask for them.
+
+    Of several processes each adds up its own images; the gradients, and so the sums over the steps, are the same in
+    all. `sums` is `totals` of an interrupted epoch.
+    """
+
+    def __init__(self, model: Tunable, sums: dict[str, dict[str, float]] | None = None):
+        self.kinds, self.stages = kinds_and_stages(model)
         self.parameters = {name: dict(model.named_parameters())[name] for name in self.kinds}
-        self.sums = {} if sums is None else sums
+        device = model.adapter.weight.device
+        self.precision = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
+        zero = torch.zeros((), **self.precision)
+        self.images, self.steps = (defaultdict(lambda: zero, {
+            name: torch.tensor(value, **self.precision) for name, value in (sums or {}).get(kind, {}).items()})
+            for kind in ("images", "steps"))
+        if not distributed.is_main():
+            self.images.clear()  # the first process has them
+        self.losses: dict[str, Tensor] = {}  # of the batch under way
+        self.batch: dict[str, Tensor] = {}  # what it will add to `images`
+        self.recent: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]] = []
 
     @torch.no_grad()
-    def update(self) -> None:
-        """When the optimiser's step has its gradients, before they are scaled down to a norm. One whose gradients are
-        not finite, which fp16's scaler skips, does not count."""
+    def add_batch(self, losses: dict[str, Tensor], batch: dict[str, Tensor], labelled: bool) -> None:
+        """Note this process's part of a batch, which counts when its step is done: the parts of the loss, means over
+        its images; and, where a teacher `labelled` it, how many of its `target`s [batch] are the true labels, as far
+        as those are known."""
+        count = len(batch["target"])
+        self.losses = {"loss": sum(losses.values()), **losses}
+        self.batch = {"images": torch.tensor(count), **{name: loss.to(**self.precision) * count
+                                                        for name, loss in self.losses.items()}}
+        if labelled:
+            truth = batch["label"].to(batch["target"].device)
+            known = truth != UNKNOWN
+            self.batch |= {"known": known.sum(), "right": ((batch["target"] == truth) & known).sum()}
+
+    @torch.no_grad()
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """The norms of the gradients as they are now, by kind of parameter and stage."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 parts[f"{self.kinds[name]} {self.stages.get(name, 0)}"].append(parameter.grad.float().norm())
-        for key, norms in parts.items():
-            norm = torch.stack(norms).norm().item()
-            if math.isfinite(norm):
-                total, steps = self.sums.get(key, (0.0, 0))
-                self.sums[key] = [total + norm, steps + 1]
+        return {key: torch.stack(norms).norm() for key, norms in parts.items()}
 
-    def result(self) -> dict[str, dict[str, list[float | None]]]:
-        """`gradient_norms`: per kind a list over the stages, or of one value, of the mean norm over the steps; None
-        where nothing trained."""
-        result: dict[str, list[float | None]] = {}
-        for kind in dict.fromkeys(self.kinds.values()):
-            count = 1 + max(self.stages.get(name, 0) for name in self.kinds if self.kinds[name] == kind)
-            sums = [self.sums.get(f"{kind} {stage}") for stage in range(count)]
-            result[kind] = [total[0] / total[1] if total else None for total in sums]
-        return {"gradient_norms": result}
+    @torch.no_grad()
+    def add_step(self, step: int, norm: Tensor, norms: dict[str, Tensor]) -> None:
+        """Add a step of the optimiser and its batch: `norm` of all its gradients, and `norms` as `gradient_norms`
+        tells them. Of one whose norm is not finite, which fp16's scaler leaves out, only that it was is added."""
+        taken, norms = norm.isfinite(), {"grad_norm": norm, **norms}
+        for sums, terms in ((self.images, self.batch),
+                            (self.steps, {name: torch.where(taken, value, 0) for name, value in norms.items()}),
+                            (self.steps, {"taken": taken, "skipped_steps": ~taken})):
+            for name, term in terms.items():
+                sums[name] = sums[name] + term.to(**self.precision)
+        self.recent.append((step, self.losses, norms))
+        self.losses, self.batch = {}, {}
+
+    def fetch(self) -> list[StepNumbers]:
+        """The steps since the last call, in numbers."""
+        tensors = [value.to(**self.precision) for _, *pair in self.recent for own in pair for value in own.values()]
+        values = iter(torch.stack(tensors).tolist() if tensors else [])
+        steps = [StepNumbers(step, *({name: next(values) for name in own} for own in pair))
+                 for step, *pair in self.recent]
+        self.recent = []
+        return steps
+
+    def totals(self) -> dict[str, dict[str, float]]:
+        """The sums over all processes' `images`, and over the `steps`, as plain numbers."""
+        images = distributed.gather({name: value.item() for name, value in self.images.items()})
+        return {"images": dict(distributed.add_up(images)),
+                "steps": {name: value.item() for name, value in self.steps.items()}}
 
 
-def parameter_groups(model: Tunable) -> tuple[dict[str, str], dict[str, int]]:
+def summarise_training(sums: dict[str, dict[str, float]], model: Tunable) -> dict[str, object]:
+    """An epoch's row of the record from `TrainingStatistics.totals`: the means over the images of the loss and its
+    parts; over the steps that were taken the mean norm of the gradient and, as `gradient_norms`, per kind a list over
+    the stages, or of one value (None where nothing trained); `skipped_steps`, how many fp16's scaler left out, if
+    any; where known, the pseudo-labels' accuracy."""
+    images, steps = dict(sums["images"]), dict(sums["steps"])
+    count, known, right = (images.pop(name, 0) for name in ("images", "known", "right"))
+    taken = steps.get("taken", 0)
+    row: dict[str, object] = {name: total / count for name, total in images.items()}
+    if taken:
+        row["grad_norm"] = steps["grad_norm"] / taken
+    if steps.get("skipped_steps"):
+        row["skipped_steps"] = int(steps["skipped_steps"])
+    if known:
+        row["pseudo_label_accuracy"] = right / known
+    kinds, stages = kinds_and_stages(model)
+    row["gradient_norms"] = {}
+    for kind in dict.fromkeys(kinds.values()):
+        depth = 1 + max(stages.get(name, 0) for name in kinds if kinds[name] == kind)
+        totals = [steps.get(f"{kind} {stage}") for stage in range(depth)]
+        row["gradient_norms"][kind] = [None if total is None or not taken else total / taken for total in totals]
+    return row
+
+
+def kinds_and_stages(model: Tunable) -> tuple[dict[str, str], dict[str, int]]:
     """(the kind, the stage) by the names of what the model trains; only a staged model's prompts and LayerNorms have
     a stage."""
     kinds = model.parameter_kinds()
@@ -139,7 +212,7 @@ def parameter_groups(model: Tunable) -> tuple[dict[str, str], dict[str, int]]:
 
 
 @torch.no_grad()
-def model_monitors(model: Tunable) -> dict[str, list[float]]:
+def model_statistics(model: Tunable) -> dict[str, list[float]]:
     """What the parameters tell: `prompt_norms`, the mean length of the prompt tokens (per stage); of a staged model
     also the weights of the stages in the fusion, σ of NGA, and which stages are active."""
     parameters = dict(model.named_parameters())
@@ -152,12 +225,12 @@ def model_monitors(model: Tunable) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def fit_alignment(model: MultiLayerLaFTer, loader: DataLoader, ridge: float) -> Tensor:
+def fit_alignment(model: MultiLayerLaFTer, loader: ViewLoader, ridge: float) -> Tensor:
     """The maps [stages, 1 + embed_dim, embed_dim] from each stage's features to the final ones, as `solve_alignment`
     gives them, from one pass of the plain encoder over a loader's weak views; no label is looked at."""
     visual, moments = model.clip.visual, Moments()
     for batch in tqdm(loader, desc="alignment", leave=False, **distributed.bar_settings()):
-        if "weak" not in batch:  # no image of the batch could be read
+        if not batch:  # none of its images could be read
             continue
         for micro in micro_batches(batch):
             images = micro["weak"].to(visual.proj.device)

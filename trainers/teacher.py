@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from clip.model import CLIP
 from clip.transformer import LayerNorm
 from utils.data.items import UNKNOWN
+from utils.data.loader import micro_batches
 from utils.errors import InputError
 
 from .evaluation import plain_features
@@ -53,9 +54,9 @@ class Teacher:
                 raise InputError("an image can be read now that could not be when the pseudo-labels were made; start "
                                  "anew, or use PSEUDO_LABEL.TEACHER shared")
             return labels
-        images = batch["weak"].to(device)
         weights = self.average if self.mode == "ema" else {}
-        features = functional_call(self.clip.visual, weights, (images,))
+        features = torch.cat([functional_call(self.clip.visual, weights, (micro["weak"].to(device),))
+                              for micro in micro_batches({"weak": batch["weak"]})])
         return (F.normalize(features.float(), dim=-1) @ self.classifier.t()).argmax(1)
 
     @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import math
 import time
@@ -10,13 +12,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from utils.data.items import UNKNOWN
-from utils.data.loader import micro_batches
+from utils.data.loader import ViewLoader, micro_batches
 from utils.errors import InputError, SystemFailure, TrainingError
+from utils.failures import plain_errors
 from utils.runs.checkpoint import INTERRUPTED, epoch_path, prune, save_checkpoint
 from utils.runs.record import Run
 from utils.runs.signals import Interrupted
@@ -26,212 +28,184 @@ from . import distributed
 from .evaluation import evaluate
 from .objective import Objective
 from .state import Progress, Training
-from .statistics import GradientMonitor, model_monitors
+from .statistics import StepNumbers, TrainingStatistics, model_statistics, summarise_training
+from .teacher import Teacher
 
 log = logging.getLogger(__name__)
-COUNTS = ("images", "known", "right", "grad_norm", "steps", "skipped_steps")  # sums beside the loss and its parts
 MAX_SKIPPED = 20  # steps in a row that fp16's scaler may leave out: from 65,536 its scale is then at 1/16
 
 
-def train_one_epoch(training: Training, objective: Objective, loader: DataLoader, cfg: CfgNode) -> dict[str, object]:
-    """One pass over the training images, or the rest of an interrupted one; returns the means over the images of the
-    loss and its parts, over the steps of the gradient's norm and, where labels exist, the pseudo-labels' accuracy;
-    and `skipped_steps`, how many steps fp16's scaler left out, if any.
+def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader, cfg: CfgNode) -> dict[str, object]:
+    """One pass over the training images, or the rest of an interrupted one; returns its row of the record.
 
-    A signal ends it after a step of the optimiser, with Interrupted; `training.progress` then tells how far it came.
-    Raises TrainingError for a loss or a gradient that is not finite.
+    A step of the optimiser sees a batch of the loader, BATCH_SIZE × ACCUMULATE images of all processes together,
+    MICRO_BATCH at a time. A signal ends the pass after a step, with Interrupted. Raises TrainingError for a loss or a
+    gradient that is not finite, PRINT_FREQ steps after it at the latest, and SystemFailure; `training.progress` tells
+    how far it came.
     """
-    progress, sampler, sums = training.progress, loader.sampler, Counter(training.progress.sums)
-    begin, accumulate = time.perf_counter() - progress.seconds, cfg.OPTIM.ACCUMULATE
-    sampler.epoch, sampler.start = training.epoch, progress.step
-    batches = distributed.agree(lambda: iter(loader))
-    images, gradients = 0, GradientMonitor(training.model, progress.gradients)
-    bar = tqdm(total=sampler.batches, initial=progress.step, leave=False, **distributed.bar_settings(),
+    model, teacher, optimizer, scaler = training.model, training.teacher, training.optimizer, training.scaler
+    parameters, progress, batches = training.parameters(), training.progress, loader.batch_sampler
+    batches.epoch, batches.start = training.epoch, progress.step
+    statistics, micro_size = TrainingStatistics(model, progress.sums), micro_batch_size(cfg, training.device)
+    bar = tqdm(total=batches.batches, initial=progress.step, leave=False, **distributed.bar_settings(),
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
-    with training.interrupts.deferred(), bar:
-        for step in range(progress.step, sampler.batches):
-            in_step = min(accumulate, sampler.batches - (step - step % accumulate))
-            told = learn_batch(training, objective, batches, in_step, cfg.DATALOADER.TRAIN_X.MICRO_BATCH)
-            batch = distributed.add_up([own["sums"] for own in told])
-            check_loss(batch, training, step)
-            sums, images = distributed.add_up([sums, batch]), images + batch["images"]
-            progress.unreadable += [message for own in told for message in own["unreadable"]]
-            if (step + 1) % accumulate == 0 or step + 1 == sampler.batches:
-                if images:
-                    norm = finish_gradients(training, gradients, cfg.OPTIM.MAX_GRAD_NORM, batch, step)
-                    sums.update({"grad_norm": norm, "steps": 1} if math.isfinite(norm) else {"skipped_steps": 1})
-                    update(training)
-                images = 0
-                progress.advance(step + 1, sums, time.perf_counter() - begin)
-                training.interrupts.act(max(own["signal"] for own in told))
+    with training.interrupts.deferred(), bar, progress_kept(training, statistics, loader) as done:
+        for step, batch in enumerate(loader, start=progress.step):
+            size = batches.images(step)  # of the batch, in all processes
+            count = len(batch.get("label", ()))  # of it, those of this process that could be read
+            if count:
+                batch["target"] = choose_labels(teacher, batch, training.device)
+                losses = Counter()
+                for micro in micro_batches(batch, micro_size):
+                    parts, images = step_loss(model, objective, micro), len(micro["target"])
+                    scaler.scale(sum(parts.values()) * (images / size)).backward()
+                    losses.update({name: loss.detach() * (images / count) for name, loss in parts.items()})
+                statistics.add_batch(losses, batch, labelled=teacher is not None)
+
+            count, signal = distributed.reduce_gradients(parameters, count, training.interrupts.signal)
+            if count:
+                scaler.unscale_(optimizer)
+                if count < size:  # the mean is over those that could be read
+                    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], size / count)
+                norms = statistics.gradient_norms()
+                norm = nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM or math.inf)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                statistics.add_step(step, norm, norms)
+                if teacher:
+                    teacher.step()
+
+            done.step = step + 1
             bar.update()
-            if step % cfg.TRAIN.PRINT_FREQ == 0 and batch["images"]:
-                bar.set_postfix(loss=f"{batch['loss'] / batch['images']:.4f}")
-    training.note_unreadable(progress.unreadable)
-    return summarise_epoch(training) | gradients.result()
+            if step % cfg.TRAIN.PRINT_FREQ == 0:
+                bar.set_postfix(loss=check_finite(statistics.fetch(), training))
+            training.interrupts.act(signal)
+    return training_row(training)
 
 
-def learn_batch(training: Training, objective: Objective, batches: Iterator[dict], in_step: int,
-                micro_batch: int) -> list[dict[str, object]]:
-    """Add this process's part of the next batch's gradient, for a step of `in_step` batches; returns what each
-    process tells of its share. The shares' sizes are told first: every image weighs the same in the batch's mean."""
-    share, counts = distributed.exchange(lambda: load_share(batches))
-    images = sum(counts) * in_step
-    _, told = distributed.exchange(lambda: (None, learn_share(training, objective, share, images, micro_batch)))
-    return told
+@contextlib.contextmanager
+def progress_kept(training: Training, statistics: TrainingStatistics, loader: ViewLoader) -> Iterator[Progress]:
+    """Within the context a pass is under way, which sets the `step` of what it is given. At its end, or where a signal
+    or the machine ends it, `training.progress` tells of all steps done; else, as within, of none.
+
+    Nor does it where the machine fails one of several processes: the others' sums cannot be had.
+    """
+    before, training.progress = training.progress, Progress()
+    done, begin = Progress(before.step), time.perf_counter() - before.seconds
+
+    def keep() -> None:
+        check_finite(statistics.fetch(), training)
+        unreadable = itertools.chain(before.unreadable, *distributed.gather(loader.unreadable))
+        training.progress = Progress(done.step, statistics.totals(), time.perf_counter() - begin,
+                                     list(dict.fromkeys(unreadable)))
+
+    try:
+        with plain_errors():
+            yield done
+    except (Interrupted, SystemFailure) as stop:
+        if isinstance(stop, Interrupted) or distributed.world_size() == 1:
+            keep()
+        raise
+    keep()
 
 
-def load_share(batches: Iterator[dict]) -> tuple[dict[str, object], int]:
-    """(this process's share of the next batch, how many images it has). A share may be empty."""
-    share = next(batches, {})
-    return share, len(share.get("label", ()))
+def micro_batch_size(cfg: CfgNode, device: torch.device) -> int:
+    """How many images are worked on at a time; 0 leaves it to `micro_batches`."""
+    if cfg.DATALOADER.TRAIN_X.MICRO_BATCH or device.type == "cpu":
+        return cfg.DATALOADER.TRAIN_X.MICRO_BATCH
+    return math.ceil(cfg.DATALOADER.TRAIN_X.BATCH_SIZE / distributed.world_size())
 
 
-def learn_share(training: Training, objective: Objective, share: dict[str, object], images: int,
-                micro_batch: int) -> dict[str, object]:
-    """Add the gradient of the loss of a share's images divided by `images`; returns what all processes are told of it:
-    the sums over its images."""
-    told = {"signal": training.interrupts.signal, "unreadable": share.pop("unreadable", []), "sums": {"images": 0}}
-    if "label" not in share:
-        return told
-    count, labelled = len(share["label"]), share["label"] != UNKNOWN
-    labels, parts = backward(training, objective, share, micro_batch, count / images)
-    losses = {"loss": sum(parts.values()), **parts}
-    told["sums"] = {"images": count, "known": labelled.sum().item(),
-                    "right": (labels.cpu() == share["label"])[labelled].sum().item(),
-                    **{name: loss.item() * count for name, loss in losses.items()}}
-    return told
-
-
-def summarise_epoch(training: Training) -> dict[str, object]:
-    """An epoch's row of the record, from the sums over its images. Raises InputError where none could be read."""
-    sums = Counter(training.progress.sums)
-    if not sums["images"]:
-        raise InputError(f"none of the training images could be read: {training.progress.unreadable[0]}")
-    row = {name: total / sums["images"] for name, total in sums.items()
-           if name not in COUNTS}
-    if sums["steps"]:
-        row["grad_norm"] = sums["grad_norm"] / sums["steps"]
-    if sums["skipped_steps"]:
-        row["skipped_steps"] = sums["skipped_steps"]
-    if training.teacher and sums["known"]:
-        row["pseudo_label_accuracy"] = sums["right"] / sums["known"]
-    if training.progress.unreadable:
-        row["unreadable"] = list(dict.fromkeys(training.progress.unreadable))
-    return row
-
-
-def backward(training: Training, objective: Objective, batch: dict[str, Tensor], micro_batch: int = 0,
-             weight: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add the gradient of a batch's mean loss times `weight`; returns the labels learnt [batch] and the parts of the
-    loss, detached. `micro_batch` images are worked on at a time (`speed.micro_batches`)."""
-    labels, parts = [], Counter()
-    for micro in micro_batches(batch, micro_batch):
-        labels.append(choose_labels(training, micro))
-        part_of_batch = len(labels[-1]) / len(batch["label"])
-        losses = step_loss(training.model, objective, labels[-1], micro)
-        training.scaler.scale(sum(losses.values()) * (part_of_batch * weight)).backward()
-        for name, loss in losses.items():
-            parts[name] += part_of_batch * loss.detach()
-    return torch.cat(labels), dict(parts)
-
-
-def choose_labels(training: Training, batch: dict[str, Tensor]) -> Tensor:
-    """Labels [batch] that the student learns: the teacher's, or the true ones."""
-    if training.teacher:
-        return training.teacher.labels(batch)
+def choose_labels(teacher: Teacher | None, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+    """Labels [batch] that the student learns: the teacher's, or without one the true ones."""
+    if teacher:
+        return teacher.labels(batch)
     if (batch["label"] == UNKNOWN).any():
         raise InputError("TRAIN.SUPERVISION is labels, but some training images have none; use pseudo")
-    return batch["label"].to(training.model.adapter.weight.device)
+    return batch["label"].to(device)
 
 
-def step_loss(model: Tunable, objective: Objective, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parts of the loss on the student's views of a batch, each the mean over the views."""
+def step_loss(model: Tunable, objective: Objective, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parts of the loss on the student's views of a batch, each the mean over its images and views; `target`
+    [batch] is what they learn."""
     views = [batch[name] for name in ("strong", "strong2") if name in batch] or [batch["weak"]]
-    device = model.adapter.weight.device
-    per_view = [objective(model(view.to(device)), labels, batch) for view in views]
+    device = batch["target"].device
+    per_view = [objective(model(view.to(device)), batch["target"], batch) for view in views]
     return {name: sum(parts[name] for parts in per_view) / len(views) for name in per_view[0]}
 
 
-def update(training: Training) -> None:
-    """One step of the optimiser; then the teacher follows."""
-    training.scaler.step(training.optimizer)
-    training.scaler.update()
-    training.optimizer.zero_grad(set_to_none=True)
-    if training.teacher:
-        training.teacher.step()
+def check_finite(steps: list[StepNumbers], training: Training) -> str:
+    """The last step's loss in words. Raises TrainingError for the first loss or gradient that is not finite. In fp16
+    the scaler leaves a step with such a gradient out, and only MAX_SKIPPED of them in a row are an error."""
+    fp16 = training.scaler.is_enabled()
+    for step, losses, norms in steps:
+        training.skipped = 0 if math.isfinite(norms["grad_norm"]) else training.skipped + 1
+        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if bad:
+            what, parts = "the loss", ", ".join(name for name in bad if name != "loss") or "the sum of its parts"
+        elif training.skipped >= (MAX_SKIPPED if fp16 else 1):
+            kinds = dict.fromkeys(key.split()[0] for key, norm in norms.items() if not math.isfinite(norm))
+            what = f"the gradient of {', '.join(kind for kind in kinds if kind != 'grad_norm')}"
+            what = f"fp16 left out {MAX_SKIPPED} steps in a row: {what}" if fp16 else what
+            parts = "loss: " + ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items() if name != "loss")
+        else:
+            continue
+        rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in training.optimizer.param_groups)
+        raise TrainingError(f"{what} is not finite in epoch {training.epoch + 1}, step {step + 1}: {parts} (learning "
+                            f"rates: {rates}); lower --lr, set --max-grad-norm, or set MODEL.PRECISION fp32; the last "
+                            "checkpoint is safe")
+    return f"{steps[-1].losses['loss']:.4f}" if steps and steps[-1].losses else "none"
 
 
-def finish_gradients(training: Training, monitor: GradientMonitor, limit: float, batch: Counter, step: int) -> float:
-    """Add up the processes' gradients, let the monitor measure them and scale them down to the norm `limit` (0: not);
-    returns the norm before.
-
-    Raises TrainingError for a norm that is not finite. In fp16 the scaler then leaves the step out and lowers its
-    scale, and only MAX_SKIPPED such steps in a row are an error.
-    """
-    parameters = training.parameters()
-    distributed.sum_gradients(parameters)
-    training.scaler.unscale_(training.optimizer)
-    monitor.update()
-    norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf).item()
-    training.skipped = 0 if math.isfinite(norm) else training.skipped + 1
-    if math.isfinite(norm) or training.scaler.is_enabled() and training.skipped < MAX_SKIPPED:
-        return norm
-    kinds = {group["name"]: None for group in training.optimizer.param_groups for parameter in group["params"]
-             if parameter.grad is not None and not torch.isfinite(parameter.grad).all()}
-    parts = ", ".join(f"{name} {batch[name] / batch['images']:.4g}" for name in batch if name not in COUNTS)
-    what = f"fp16 left out {MAX_SKIPPED} steps in a row: " if training.scaler.is_enabled() else ""
-    raise TrainingError(_not_finite(f"{what}the gradient of {', '.join(kinds)}", f"loss: {parts}", training, step))
+def training_row(training: Training) -> dict[str, object]:
+    """The epoch's row of the record, from `training.progress`. Raises InputError where no image could be read."""
+    progress = training.progress
+    training.note_unreadable(progress.unreadable)
+    if not progress.sums["images"].get("images"):
+        raise InputError(f"none of the training images could be read: {progress.unreadable[0]}")
+    row = summarise_training(progress.sums, training.model)
+    if progress.unreadable:
+        row["unreadable"] = progress.unreadable
+    return row
 
 
-def check_loss(batch: Counter, training: Training, step: int) -> None:
-    """TrainingError that names the parts of a batch's loss which are not finite."""
-    bad = [name for name, total in batch.items() if name not in (*COUNTS, "loss") and not math.isfinite(total)]
-    if not math.isfinite(batch["loss"]):
-        raise TrainingError(_not_finite("the loss", ", ".join(bad) or "the sum of its parts", training, step))
-
-
-def _not_finite(what: str, parts: str, training: Training, step: int) -> str:
-    rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in training.optimizer.param_groups)
-    return (f"{what} is not finite in epoch {training.epoch + 1}, step {step + 1}: {parts} (learning rates: {rates}); "
-            "lower --lr, set --max-grad-norm, or set MODEL.PRECISION fp32; the last checkpoint is safe")
-
-
-def fit(training: Training, objective: Objective, train_loader: DataLoader, eval_loaders: dict[str, DataLoader],
+def fit(training: Training, objective: Objective, train_loader: ViewLoader, eval_loaders: dict[str, ViewLoader],
         cfg: CfgNode, run: Run) -> dict[str, dict]:
     """Train to OPTIM.MAX_EPOCH, writing a row and a checkpoint per epoch. Returns the rows `untrained`
     (before the first step), `last` and `best`: the epoch with the highest validation accuracy, the first of equals;
     without labelled validation images, the last. The test split is scored and never selects.
 
     A signal saves the epoch under way, or what is left of it to score, and raises Interrupted; so does a failure of
-    the machine between two steps, which raises SystemFailure.
+    the machine, which raises SystemFailure, but where several processes are within a pass.
     """
     try:
-        if not training.rows:
-            training.model.start_epoch(0)
-            training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders, training.references)}
-            run.append(training.rows["untrained"])
-        while training.epoch < cfg.OPTIM.MAX_EPOCH:
-            row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
-            with training.interrupts.deferred():
-                end_epoch(training, row, cfg, run)
+        with plain_errors():
+            if not training.rows:
+                training.model.start_epoch(0)
+                training.rows["untrained"] = {"epoch": 0, **evaluate(training.model, eval_loaders, training.references)}
+                run.append(training.rows["untrained"])
+            while training.epoch < cfg.OPTIM.MAX_EPOCH:
+                row = run_epoch(training, objective, train_loader, eval_loaders, cfg)
+                with training.interrupts.deferred():
+                    end_epoch(training, row, cfg, run)
     except (Interrupted, SystemFailure):
         if training.progress.step and distributed.is_main():
             with training.interrupts.deferred():
                 save_checkpoint(run.checkpoints / INTERRUPTED, training.state_dict())
-                log.info("saved epoch %d after %d batches in %s", training.epoch + 1, training.progress.step,
+                log.info("saved epoch %d after %d steps in %s", training.epoch + 1, training.progress.step,
                          run.checkpoints / INTERRUPTED)
         raise
     return training.rows
 
 
-def run_epoch(training: Training, objective: Objective, train_loader: DataLoader,
-              eval_loaders: dict[str, DataLoader], cfg: CfgNode) -> dict[str, object]:
+def run_epoch(training: Training, objective: Objective, train_loader: ViewLoader,
+              eval_loaders: dict[str, ViewLoader], cfg: CfgNode) -> dict[str, object]:
     """Train for an epoch and score every split; returns the epoch's row of the record."""
     training.model.start_epoch(training.epoch)
     rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     row = {"epoch": training.epoch + 1, "lr": rates,
-           **train_one_epoch(training, objective, train_loader, cfg), **model_monitors(training.model)}
+           **train_one_epoch(training, objective, train_loader, cfg), **model_statistics(training.model)}
     row["train_seconds"] = training.progress.seconds
     return row | evaluate(training.model, eval_loaders, training.references)
 

@@ -6,9 +6,10 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from clip.model import CLIP, PRECISIONS
 from clip.transformer import linear
 from trainers.build import TRAINERS, build_training, prepare_blocks
 from trainers.objective import Objective
-from trainers.state import Training
+from trainers.state import Progress, Training
 from trainers.texts import encode_texts
-from trainers.training import backward, update
+from trainers.training import train_one_epoch
 from utils.config import load_config
 from utils.data.cache import ImageCache
 from utils.data.items import Item
@@ -131,6 +132,23 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
     return cfg, training, objective, {**views, "index": torch.arange(batch), "label": torch.zeros(batch).long()}
 
 
+class OneBatch:
+    """A loader of a single batch that is there already: a pass over it is a step."""
+
+    def __init__(self, batch: dict[str, Tensor]):
+        self.batch, self.unreadable = batch, []
+        self.batch_sampler = SimpleNamespace(epoch=0, start=0, batches=1, images=lambda _: len(batch["label"]))
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        yield dict(self.batch)
+
+
+def take_step(training: Training, objective: Objective, cfg: CfgNode, batch: dict[str, Tensor]) -> dict[str, object]:
+    """One step of the training loop on a batch; returns its row of the record."""
+    training.progress = Progress()
+    return train_one_epoch(training, objective, OneBatch(batch), cfg)
+
+
 def measure_step(backbone: str, precision: str, batch: int, case: tuple, device: torch.device, repeats: int,
                  compile_mode: str = "off", checkpointing: bool = False) -> Row:
     """A row: our step, in turns with reference (c), which is LaFTer's step whatever the case, and with the matrix
@@ -141,8 +159,7 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
     cfg, training, objective, views = make_step(clip_model, trainer, values, epoch, batch, compile_mode)
 
     def step() -> None:
-        backward(training, objective, views, cfg.DATALOADER.TRAIN_X.MICRO_BATCH)
-        update(training)
+        take_step(training, objective, cfg, views)
 
     with FlopCounterMode(display=False) as counter:
         step()

@@ -71,18 +71,21 @@ class ImageDataset(Dataset):
 class ViewLoader(DataLoader):
     """Batches of an `ImageDataset` with their views finished on `device`: float [batch, 3, size, size], normalised.
 
-    `workers` processes load ahead, none: this one. RuntimeError where one ends, or where they give no batch for
-    `timeout` seconds (0: ever).
+    A batch holds the images that could be read; one without any is {}. What was said of the others gathers in
+    `unreadable`, batch by batch as they are given out. `workers` processes load ahead, none: this one. RuntimeError
+    where one ends, or where they give no batch for `timeout` seconds (0: ever).
     """
 
     def __init__(self, dataset: ImageDataset, device: torch.device | str = "cpu", workers: int = 0,
                  timeout: float = 0, **options):
         self.device = torch.device(device)
+        self.unreadable: list[str] = []
         super().__init__(dataset, num_workers=workers, timeout=timeout if workers else 0,
                          persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",
                          worker_init_fn=leave_ctrl_c_to_the_main_process, **options)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.unreadable = []
         return self._read(super().__iter__())  # at once, as a DataLoader's workers start
 
     def _read(self, batches: Iterator[dict[str, object]]) -> Iterator[dict[str, Tensor]]:
@@ -94,12 +97,12 @@ class ViewLoader(DataLoader):
 
     def load(self, indices: Sequence[int], epoch: int = 0) -> dict[str, Tensor]:
         """The batch of these images, read here and now."""
+        self.unreadable = []
         return self._finish(collate([self.dataset[epoch, int(index)] for index in indices]))
 
-    def _finish(self, batch: dict[str, object]) -> dict[str, object]:
-        for name, view in self.dataset.views.items():
-            if name not in batch:  # no image of the batch could be read
-                continue
+    def _finish(self, batch: dict[str, object]) -> dict[str, Tensor]:
+        self.unreadable += batch.pop("unreadable", [])
+        for name, view in self.dataset.views.items() if batch else ():
             # a copy that is not waited for is safe from pinned memory alone: other memory may be freed meanwhile
             images = batch[name].to(self.device, non_blocking=self.device.type == "cuda" and batch[name].is_pinned())
             batch[name] = view.finish(images, batch.pop(name + PARAMS))
@@ -107,11 +110,12 @@ class ViewLoader(DataLoader):
 
 
 class EpochSampler(Sampler):
-    """(epoch, index) keys, shuffled anew in each epoch by the seed, or in order; from batch `start` of the epoch on.
+    """The batches of an epoch as lists of (epoch, index), shuffled anew in each epoch by the seed, or in order; from
+    batch `start` of the epoch on.
 
-    `shard` is (rank, processes): each process draws its share of every batch, so that together they draw each image
-    once, in batches of `batch_size`. The share of a last, smaller batch may be empty: that process has a batch less
-    than the `batches` of an epoch.
+    `shard` is (rank, processes): each process draws its part of every batch, so that together they draw each image
+    once, in batches of `batch_size`. A part of a last, smaller batch may be empty, so that all processes have equally
+    many batches.
     """
 
     def __init__(self, size: int, seed: int, shuffle: bool, batch_size: int = 1, shard: tuple[int, int] = (0, 1)):
@@ -119,19 +123,20 @@ class EpochSampler(Sampler):
         self.epoch = self.start = 0
         self.batches = -(-size // batch_size)
 
-    def __len__(self) -> int:
-        rank, processes = self.shard
-        return sum(len(range(rank, min(self.batch_size, self.size - begin), processes))
-                   for begin in range(self.start * self.batch_size, self.size, self.batch_size))
+    def images(self, batch: int) -> int:
+        """How many images batch number `batch` of the epoch has, over all processes."""
+        return min(self.batch_size, self.size - batch * self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __len__(self) -> int:
+        return self.batches - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.size) if self.shuffle else np.arange(self.size)
         rank, processes = self.shard
-        first = self.start * self.batch_size
-        shares = [order[begin: begin + self.batch_size][rank::processes]
-                  for begin in range(first, self.size, self.batch_size)]
-        return iter([(self.epoch, int(index)) for share in shares for index in share])
+        for begin in range(self.start * self.batch_size, self.size, self.batch_size):
+            own = order[begin: begin + self.batch_size][rank::processes]
+            yield [(self.epoch, int(index)) for index in own]
 
 
 def collate(samples: Sequence[dict[str, object]]) -> dict[str, object]:
@@ -150,19 +155,17 @@ def build_loader(items: Sequence[Item], views: dict[str, WeakView], batch_size: 
                  shuffle: bool = False, shard: tuple[int, int] = (0, 1), on_error: str = "raise",
                  cache: ImageCache | None = None, device: torch.device | str = "cpu",
                  decoding: Decoding = AS_SEEN, timeout: float = 0) -> ViewLoader:
-    """A loader of `ImageDataset` batches; set `loader.sampler.epoch` before each epoch.
+    """A loader of `ImageDataset` batches; set `loader.batch_sampler.epoch` before each epoch.
 
     `batch_size` is that of all processes together; see `EpochSampler` for `shard`, `ViewLoader` for `timeout`. Raises
     InputError for a batch that has no image for some process.
     """
-    rank, processes = shard
-    if batch_size < processes:
-        raise InputError(f"a batch of {batch_size} cannot be divided over {processes} processes: raise --batch_size "
+    if batch_size < shard[1]:
+        raise InputError(f"a batch of {batch_size} cannot be divided over {shard[1]} processes: raise --batch_size "
                          "and DATALOADER.TEST.BATCH_SIZE, or start fewer")
     workers = min(workers, -(-len(items) // batch_size))  # a worker without a batch would only cost its start
     return ViewLoader(ImageDataset(items, views, seed, on_error, cache, decoding), device, workers, timeout,
-                      batch_size=len(range(rank, batch_size, processes)),
-                      sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), collate_fn=collate,
+                      batch_sampler=EpochSampler(len(items), seed, shuffle, batch_size, shard), collate_fn=collate,
                       generator=torch.Generator())  # else each pass draws from the global one
 
 
@@ -172,7 +175,7 @@ CPU_MICRO_BATCH = 10  # ViT-B/32's widest activations then stay under the size t
 def micro_batches(batch: dict[str, Tensor], size: int = 0) -> Iterator[dict[str, Tensor]]:
     """A batch in parts of `size` images, the last one perhaps smaller. `size` 0: 10 on a CPU, all elsewhere.
 
-    The parts' gradients, each times its share of the batch, add up to the batch's, in a part of its memory; on a CPU
+    The parts' gradients, each times its fraction of the batch, add up to the batch's, in a part of its memory; on a CPU
     smaller parts are faster too.
     """
     images = next(batch[name] for name in ("strong", "weak") if name in batch)

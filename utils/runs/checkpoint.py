@@ -18,7 +18,9 @@ from ..files import write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # 2 told the backbone by its weights as they were loaded, 3 as they lie in its file
+# 2 told the backbone by its weights as they were loaded, 3 as they lie in its file; since 4 an epoch under way is told
+# in steps of the optimiser, with sums over its images and over its steps
+FORMAT = 4
 INTERRUPTED = "interrupted.pt"  # within an epoch, where a signal stopped the run
 # what damaged bytes raise on their way through zipfile, pickle and torch
 DAMAGE = (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
