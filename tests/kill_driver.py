@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 import LaFTer
+import trainers.text_classifier
 import trainers.training
 from tests import tiny_run
 from utils.runs.checkpoint import find_latest, load_checkpoint
@@ -43,8 +44,8 @@ class Events:
 
     def watch(self) -> None:
         """Hook the places where a run stands between two states."""
-        self.wrap(LaFTer, "text_features", "text phase")
-        self.wrap(LaFTer, "train_text_classifier", "text classifier")
+        self.wrap(trainers.text_classifier, "text_features", "text phase")
+        self.wrap(trainers.text_classifier, "train_text_classifier", "text classifier")
         self.wrap(trainers.training, "learn_share", "step")
         self.wrap(trainers.training, "update", "update")
         self.wrap(trainers.training, "predict", "evaluation")
