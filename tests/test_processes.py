@@ -109,7 +109,7 @@ def test_bad_input_in_one_process_ends_all_with_one_message(tmp_path):
     arguments = tiny_run.arguments(tmp_path, "x", "TEXT.SKIP", "True", "TRAIN.SUPERVISION", "labels")
     first, second = ends(start_two(*arguments))
     assert (first[0], second[0]) == (1, 1)
-    assert first[1].strip().splitlines()[-1].startswith("error: cannot read image")
+    assert first[1].strip().splitlines()[-1].startswith("error: 6 images cannot be read: ")
     assert "error" not in second[1] and "Traceback" not in first[1] + second[1]
 
 
