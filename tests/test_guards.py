@@ -82,7 +82,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_later(tmp_path):
 
 HOLDER = """import sys, time
 from pathlib import Path
-from utils.record import Run
+from utils.runs.record import Run
 run = Run(Path(sys.argv[1]))
 run.lock()
 print("locked", flush=True)
