@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 import clip
 from clip.model import CLIP
 from utils.checkpoint import find_checkpoint, load_checkpoint
+from utils.config import resolve_path
 from utils.data import PARAMS, ViewLoader
 from utils.errors import InputError
 from utils.files import read_text
@@ -47,7 +48,8 @@ def read_run(folder: Path, epoch: int | None, cfg: CfgNode, classnames: Sequence
     """
     state = load_checkpoint(find_checkpoint(folder, epoch), {"trainer": cfg.TRAINER.NAME, **(expected or {})})
     here, there = cfg.MODEL.BACKBONE.NAME, CfgNode.load_cfg(state["config"]).MODEL.BACKBONE.NAME
-    if here != there and {here, there} <= set(clip.available_models()):  # told before either is downloaded
+    official = clip.available_models()
+    if here != there and here in official and (there in official or resolve_path(there).exists()):  # before a download
         raise InputError(f"{folder} was trained on {there}, not on {here}: leave --backbone out")
     known = state["classnames"]
     if classnames is not None and set(classnames) != set(known):
