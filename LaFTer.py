@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
 from yacs.config import CfgNode
 
 import clip
@@ -30,15 +29,13 @@ from trainers.build import (
     prepare_blocks,
 )
 from trainers.checks import check_inputs, check_training
-from trainers.evaluation import evaluate, plain_features, predict
+from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective, generated_distributions
 from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
 from trainers.state import Training
-from trainers.text_classifier import train_text_classifier
-from trainers.texts import tell_same_classes, text_features
+from trainers.text_classifier import text_phase
 from trainers.training import fit
 from utils.config import default_config, load_config
-from utils.data.images import summarise_unreadable
 from utils.data.items import Splits, order_classes
 from utils.data.loader import ViewLoader, build_loader
 from utils.datasets.catalogue import format_datasets, list_datasets
@@ -46,7 +43,6 @@ from utils.datasets.table import load_dataset
 from utils.errors import InputError
 from utils.failures import plain_errors
 from utils.flags import Flags, parse_flags
-from utils.metrics import one_sided, score
 from utils.report.pictures import choose_items, draw_predictions
 from utils.results import format_summary
 from utils.runs.checkpoint import drop_later, find_checkpoint, find_latest, keep_best
@@ -189,39 +185,6 @@ def draw_examples(cfg: CfgNode, splits: Splits, model: Tunable, loader: ViewLoad
     if distributed.is_main():
         draw_predictions([items[index] for index in outputs["index"]], outputs["probabilities"], splits.classnames,
                          path)
-
-
-def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, ViewLoader],
-               result: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim] and
-    the class [n] that it predicts for each image of a split."""
-    num_classes = len(splits.classnames)
-    device = clip_model.visual.proj.device
-    zero_shot = text_features(clip_model, splits.classnames, "zero_shot", cfg)
-    classifiers = {"zero_shot": zero_shot.logit_scale * zero_shot.class_means(num_classes)}
-    classifier, references = zero_shot.class_means(num_classes), {}
-    texts = zero_shot
-    if cfg.TEXT.MODE != "zero_shot":
-        texts = text_features(clip_model, splits.classnames, cfg.TEXT.MODE, cfg)
-        classifier = classifiers["text_classifier"] = train_text_classifier(texts, num_classes, cfg, device)
-    tell_same_classes(texts.class_means(num_classes), splits.classnames)
-    for split, loader in evaluation.items():
-        outputs = plain_features(clip_model, loader, split)
-        if outputs["unreadable"]:
-            log.warning("%s, left out: %s", split, summarise_unreadable(outputs["unreadable"]))
-            result.setdefault("unreadable", []).extend(outputs["unreadable"])
-        references[split] = (outputs["features"] @ classifier.cpu().t()).argmax(1)
-        for name, weight in classifiers.items():
-            probabilities = (outputs["features"] @ weight.cpu().t()).softmax(-1)
-            reference = None if weight is classifier else references[split]
-            metrics = score(probabilities, outputs["labels"], outputs.get("distributions"), reference)
-            result["splits"][split][name] = metrics
-            if "top1" in metrics:
-                log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
-        if (label := one_sided(metrics)) is not None:
-            log.warning("%s: the classifier that labels the images predicts nearly all of them as %s", split,
-                        splits.classnames[label])
-    return classifier.to(device), references
 
 
 def resume(cfg: CfgNode, training: Training, run: Run, identity: Identity) -> None:

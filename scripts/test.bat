@@ -7,5 +7,7 @@ cd /d "%PROJECT%"
 "%PY%" -m ruff check . || exit /b 1
 rem an empty value would unset the variable in cmd.exe; -1 names no GPU
 set CUDA_VISIBLE_DEVICES=-1
-"%PY%" -m pytest %*
+rem two processes, a thread each: more threads than cores would wait for one another
+set OMP_NUM_THREADS=1
+"%PY%" -m pytest -n 2 %*
 exit /b %ERRORLEVEL%

@@ -6,4 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 setup_env "$project/tests/requirements.txt"
 cd "$project"
 "$python" -m ruff check .
-exec env CUDA_VISIBLE_DEVICES= "$python" -m pytest "$@"
+# two processes, a thread each: more threads than cores would wait for one another
+exec env CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 "$python" -m pytest -n 2 "$@"

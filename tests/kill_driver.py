@@ -20,6 +20,7 @@ import torch
 
 import LaFTer
 import trainers.evaluation
+import trainers.text_classifier
 import trainers.training
 from tests import tiny_run
 from utils.runs.checkpoint import find_latest, load_checkpoint
@@ -44,8 +45,8 @@ class Events:
 
     def watch(self) -> None:
         """Hook the places where a run stands between two states."""
-        self.wrap(LaFTer, "text_features", "text phase")
-        self.wrap(LaFTer, "train_text_classifier", "text classifier")
+        self.wrap(trainers.text_classifier, "text_features", "text phase")
+        self.wrap(trainers.text_classifier, "train_text_classifier", "text classifier")
         self.wrap(trainers.training, "choose_labels", "step")
         self.wrap(torch.nn.utils, "clip_grad_norm_", "update")
         self.wrap(trainers.evaluation, "predict", "evaluation")

@@ -64,7 +64,7 @@ def test_a_text_that_is_too_long(message, tmp_path):
 def test_a_file_that_is_no_image(message, tmp_path):
     (tmp_path / "photos" / "train" / "cat" / "9.png").write_text("no image", encoding="utf-8")
     said = message("--dataset-config-file", "folder", "--epochs", "1", "--txt_epochs", "1", "DATASET.VAL_FRACTION", "0")
-    assert "cannot read image" in said and "9.png" in said and "replace or remove it" in said
+    assert "1 image cannot be read: " in said and "9.png" in said and "replace or remove what is damaged" in said
 
 
 # --- before any data are read: these folders do not even exist ------------------------------------------------------

@@ -37,10 +37,8 @@ def write(tmp_path):
     def into(name: str, content: object) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        text = content if isinstance(content, (bytes, str)) else json.dumps(content)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
 
     return into

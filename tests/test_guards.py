@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,13 +157,19 @@ def test_a_checkpoint_tells_what_it_belongs_to(tmp_path):
     path = find_latest(tiny_run.run_folder(tmp_path, "a"))
     state = load_checkpoint(path, {})
     assert "OPTIM:" in state["config"] and "18/3/9 train/val/test images" in state["dataset"]
-    assert {"rng", "optimizer", "scheduler", "scaler", "model", "progress", "clip_hash"} <= set(state)
+    assert {"rng", "optimizer", "scheduler", "scaler", "model", "progress", "clip_hash", "quick_gelu"} <= set(state)
     assert path.stat().st_size < 200_000  # no copy of CLIP
     splits = json.loads((path.parent.parent / "split.json").read_text(encoding="utf-8"))
-    (tmp_path / "data" / splits["train"][0][0]).unlink()
-    with pytest.raises(InputError, match="another dataset: 'data, 18/3/9 train.*here 'data, 17/3/9 train"):
+    lost = splits["train"][0][0]
+    (tmp_path / "data" / lost).unlink()
+    with pytest.raises(InputError, match=f"a holds another run: image {lost} of the train split is gone"):
         LaFTer.main(tiny_run.arguments(tmp_path, "b", "--epochs", "1", "--resume", str(path)))
-    with pytest.raises(InputError, match="is missing; restore it"):  # what was held out is not what it was
+    alone = tmp_path / "alone" / "checkpoints" / path.name
+    alone.parent.mkdir(parents=True)
+    shutil.copy(path, alone)
+    with pytest.raises(InputError, match="another dataset: '18/3/9 train.*here '17/3/9 train"):
+        LaFTer.main(tiny_run.arguments(tmp_path, "c", "--epochs", "1", "--resume", str(alone)))
+    with pytest.raises(InputError, match="was trained on: image .* is gone"):  # what was held out is not what it was
         LaFTer.main(["--eval-only", "--model-dir", str(path.parent.parent)])
 
 

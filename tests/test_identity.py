@@ -135,6 +135,9 @@ def test_labels_distributions_and_order_are_compared(tmp_path, make_cfg, root):
         f"image {name} of the train split has another distribution (2 such images)"]
     assert difference([*train[1:], train[0]]) == ["the images are in another order"]
     assert difference(train[1:]) == [f"image {name} of the train split is gone"]
+    for changed in (replace(splits, train=train[1:], val=[*splits.val, train[0]]),
+                    replace(splits, val=[*splits.val, train[0]])):
+        assert list(first.differences(identify(cfg, changed))) == [f"image {name} is in another split"]
 
 
 def test_another_description_is_named(place):
@@ -172,6 +175,13 @@ def test_an_evaluation_of_changed_images_is_refused(place, change):
     words = CHANGES[change].rstrip(";").replace(" of the test split", ".*")  # a new image is in no split of the run's
     with pytest.raises(InputError, match=f"data is not the data that .*trial was trained on: {words}"):
         evaluate(place)
+
+
+def test_a_few_shot_run_is_scored_on_its_own_data(place):
+    """Most training images are in none of its splits, and not new."""
+    result = LaFTer.main([*arguments(place, "few"), *QUICK, "DATASET.NUM_SHOTS", "1"])
+    again = LaFTer.main(["--eval-only", "--model-dir", str(run_folder(place, "few")), "--seed", "3"])
+    assert again["splits"]["test"]["tuned"] == result["splits"]["test"]["last"] and result["data"]["train"] == 3
 
 
 def test_an_evaluation_elsewhere_repeats_the_figures_and_another_precision_is_told(place):

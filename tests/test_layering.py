@@ -11,6 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {"clip", "trainers", "utils", "LaFTer", "scripts", "tests"}
 MAY_IMPORT = {"clip": set(), "utils": set(), "trainers": {"clip", "utils"}, "LaFTer.py": {"clip", "trainers", "utils"}}
+# within utils: the folders that each may import; the files beside them import none but these
+FOLDERS = {"data": set(), "demo": set(), "datasets": {"data", "demo"}, "runs": {"data", "datasets"},
+           "report": {"data", "datasets", "runs"}}
+FILES = {"metrics.py": {"data"}, "results.py": {"runs", "report"}}
 LIBRARY = sorted(path for folder in ("clip", "trainers", "utils") for path in (ROOT / folder).rglob("*.py"))
 LIBRARY.append(ROOT / "LaFTer.py")
 EVERYTHING = [*LIBRARY, *sorted(path for folder in ("scripts", "tests") for path in (ROOT / folder).rglob("*.py"))]
@@ -27,17 +31,22 @@ def tree(path: Path) -> ast.Module:
 
 def imported(path: Path) -> set[str]:
     """Top-level names of all that a file imports, anywhere in it; relative imports by the package they reach."""
+    return {module[0] for module in modules(path)}
+
+
+def modules(path: Path) -> set[tuple[str, ...]]:
+    """The same as whole dotted names, each divided at its dots."""
     found = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = path.relative_to(ROOT).parts[:-1]
             base = package[: len(package) - node.level + 1] if node.level else ()
             target = [*base, *(node.module.split(".") if node.module else [])]
-            found |= {target[0]} if target else {alias.name for alias in node.names}
+            found |= {(*target, alias.name) for alias in node.names}
         elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
-            found |= {arg.value.split(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+            found |= {tuple(arg.value.split(".")) for arg in node.args[:1] if isinstance(arg, ast.Constant)}
     return found
 
 
@@ -54,6 +63,13 @@ def test_the_layers_are_all_there():
 def test_imports_run_one_way(path):
     layer = name(path).split("/")[0]
     assert imported(path) & OURS <= MAY_IMPORT[layer] | {layer}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "utils").rglob("*.py")), ids=name)
+def test_imports_within_utils_run_one_way(path):
+    _, place, *inside = name(path).split("/")
+    found = {module[1] for module in modules(path) if module[0] == "utils" and module[1] in FOLDERS}
+    assert found <= (FOLDERS[place] | {place} if inside else FILES.get(place, set()))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "clip").rglob("*.py")), ids=name)
@@ -97,6 +113,11 @@ def test_the_helpers_of_this_file_see_what_they_look_for(tmp_path, monkeypatch):
     path.write_text("import trainers.training as e\nfrom clip.model import *\nfrom ..errors import X\nfrom . import y\n"
                     "def f():\n    import LaFTer\n    importlib.import_module('scripts.x')\n", encoding="utf-8")
     assert imported(path) == {"trainers", "clip", "utils", "LaFTer", "scripts"}
+    (tmp_path / "utils" / "data").mkdir()
+    upwards = tmp_path / "utils" / "data" / "bad.py"
+    upwards.write_text("from ..runs.record import Run\n", encoding="utf-8")
+    with pytest.raises(AssertionError):
+        test_imports_within_utils_run_one_way(upwards)
     for test in (test_imports_run_one_way, test_no_wildcards_and_no_long_files):
         with pytest.raises(AssertionError):
             test(path)

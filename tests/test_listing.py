@@ -160,7 +160,8 @@ def test_heic_without_its_plugin_is_left_out_with_the_hint(tmp_path):
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(60))
     code = ("import sys; sys.modules['pillow_heif'] = None\n"  # as if it were not installed
             "from collections import Counter; from pathlib import Path\n"
-            "from utils.listing import describe_left_out, list_images; from utils.image_formats import HINTS\n"
+            "from utils.data.image_formats import HINTS\n"
+            "from utils.data.listing import describe_left_out, list_images\n"
             "folder, left_out = Path(sys.argv[1]), Counter()\n"
             "print([path.name for path in list_images(folder, left_out)], describe_left_out(left_out))\n"
             "print([path.name for path in list_images(folder, also=HINTS)])\n")

@@ -259,5 +259,5 @@ def test_a_broken_image_in_a_loaders_process_is_named_on_the_last_line(root, tmp
                "TRAIN.SUPERVISION", "labels", "DATASET.VAL_FRACTION", "0"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     message = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and message.startswith("error: cannot read image") and victim.name in message
+    assert done.returncode == 1 and message.startswith("error: 1 image cannot be read: ") and victim.name in message
     assert "Traceback" not in done.stderr

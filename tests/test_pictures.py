@@ -13,7 +13,15 @@ from PIL import Image
 
 from utils.data.items import UNKNOWN, Item
 from utils.errors import InputError
-from utils.report.pictures import ANNOTATED, BARS, PREDICTED, choose_items, draw_predictions, shown_classes
+from utils.report.pictures import (
+    ANNOTATED,
+    BARS,
+    EAST_ASIAN_FONTS,
+    PREDICTED,
+    choose_items,
+    draw_predictions,
+    shown_classes,
+)
 
 CLASSES = ["anger", "fear", "joy"]
 
@@ -110,6 +118,18 @@ def test_names_that_matplotlib_would_take_for_formulas(photos, tmp_path):
     names = ["$\\broken{$ with a name much longer than a bar chart has room for", "b", "c"]
     draw_predictions([Item(strange, 0, names[0])], probabilities(1).to(torch.bfloat16), names, tmp_path / "strange.png")
     assert Image.open(tmp_path / "strange.png").width > 300
+
+
+def test_chinese_names_are_drawn_or_one_line_says_that_no_font_has_them(photos, tmp_path, caplog, recwarn):
+    from matplotlib.font_manager import get_font_names
+
+    draw_predictions(photos([0, 1]), probabilities(2), ["快乐", "愤怒", "joy"], tmp_path / "chinese.png")
+    lines = [record.getMessage() for record in caplog.records if "shows boxes" in record.getMessage()]
+    assert len(lines) == (not set(EAST_ASIAN_FONTS) & set(get_font_names()))
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
+    caplog.clear()
+    draw_predictions(photos([0, 1]), probabilities(2), CLASSES, tmp_path / "latin.png")
+    assert "boxes" not in caplog.text
 
 
 def test_bad_input_is_named(photos, tmp_path):

@@ -161,11 +161,14 @@ def test_another_backbone_is_refused_before_it_is_downloaded(unlabelled, place, 
     shutil.copytree(unlabelled[0], tmp_path / "run")
     path = find_checkpoint(tmp_path / "run")
     state = load_checkpoint(path, {})
+    predict = ["--predict", str(place / "photos"), "--model-dir", str(tmp_path / "run"), "--backbone", "ViT-B/16",
+               "MODEL.DOWNLOAD_ROOT", str(tmp_path / "weights")]
+    with pytest.raises(InputError, match="was trained on .*demo_clip.pt, not on ViT-B/16: leave --backbone out"):
+        LaFTer.main(predict)  # the run's own checkpoint is still there
     state["config"] = state["config"].replace("configs/demo/demo_clip.pt", "ViT-B/32")
     save_checkpoint(path, state)
     with pytest.raises(InputError, match="was trained on ViT-B/32, not on ViT-B/16: leave --backbone out"):
-        LaFTer.main(["--predict", str(place / "photos"), "--model-dir", str(tmp_path / "run"), "--backbone", "ViT-B/16",
-                     "MODEL.DOWNLOAD_ROOT", str(tmp_path / "weights")])
+        LaFTer.main(predict)
     assert not (tmp_path / "weights").exists()
 
 

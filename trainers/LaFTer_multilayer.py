@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip.model import CLIP
+from utils.losses import MultiStageConsistencyLoss as MultiStageConsistencyLoss  # under this name too
 from utils.utils import Tunable
 
 from .LaFTer import Prediction, build_adapter, layernorm_kinds, uniform_prompts

@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP
+from utils.config import resolve_path
 from utils.data.image_formats import HINTS
 from utils.data.images import Decoding, choose_decoding, read_image
 from utils.data.listing import in_brackets, list_images, tell_left_out
@@ -46,7 +47,8 @@ def read_run(folder: Path, epoch: int | None, cfg: CfgNode, classnames: Sequence
     """
     state = load_checkpoint(find_checkpoint(folder, epoch), {"trainer": cfg.TRAINER.NAME, **(expected or {})})
     here, there = cfg.MODEL.BACKBONE.NAME, CfgNode.load_cfg(state["config"]).MODEL.BACKBONE.NAME
-    if here != there and {here, there} <= set(clip.available_models()):  # told before either is downloaded
+    official = clip.available_models()
+    if here != there and here in official and (there in official or resolve_path(there).exists()):  # before a download
         raise InputError(f"{folder} was trained on {there}, not on {here}: leave --backbone out")
     known = state["classnames"]
     if classnames is not None and set(classnames) != set(known):

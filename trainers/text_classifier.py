@@ -10,10 +10,16 @@ from torch import Tensor, nn
 from tqdm import trange
 from yacs.config import CfgNode
 
+from clip.model import CLIP
+from utils.data.images import summarise_unreadable
+from utils.data.items import Splits
+from utils.data.loader import ViewLoader
+from utils.metrics import one_sided, score
 from utils.utils import setup_text_training_utils
 
 from .distributed import bar_settings
-from .texts import TextFeatures
+from .evaluation import plain_features
+from .texts import TextFeatures, tell_same_classes, text_features
 
 log = logging.getLogger(__name__)
 
@@ -43,3 +49,36 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
         optimizer.step()
         scheduler.step()
     return head.weight.detach()
+
+
+def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, ViewLoader],
+               result: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim] and
+    the class [n] that it predicts for each image of a split."""
+    num_classes = len(splits.classnames)
+    device = clip_model.visual.proj.device
+    zero_shot = text_features(clip_model, splits.classnames, "zero_shot", cfg)
+    classifiers = {"zero_shot": zero_shot.logit_scale * zero_shot.class_means(num_classes)}
+    classifier, references = zero_shot.class_means(num_classes), {}
+    texts = zero_shot
+    if cfg.TEXT.MODE != "zero_shot":
+        texts = text_features(clip_model, splits.classnames, cfg.TEXT.MODE, cfg)
+        classifier = classifiers["text_classifier"] = train_text_classifier(texts, num_classes, cfg, device)
+    tell_same_classes(texts.class_means(num_classes), splits.classnames)
+    for split, loader in evaluation.items():
+        outputs = plain_features(clip_model, loader, split)
+        if outputs["unreadable"]:
+            log.warning("%s, left out: %s", split, summarise_unreadable(outputs["unreadable"]))
+            result.setdefault("unreadable", []).extend(outputs["unreadable"])
+        references[split] = (outputs["features"] @ classifier.cpu().t()).argmax(1)
+        for name, weight in classifiers.items():
+            probabilities = (outputs["features"] @ weight.cpu().t()).softmax(-1)
+            reference = None if weight is classifier else references[split]
+            metrics = score(probabilities, outputs["labels"], outputs.get("distributions"), reference)
+            result["splits"][split][name] = metrics
+            if "top1" in metrics:
+                log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
+        if (label := one_sided(metrics)) is not None:
+            log.warning("%s: the classifier that labels the images predicts nearly all of them as %s", split,
+                        splits.classnames[label])
+    return classifier.to(device), references

@@ -19,6 +19,8 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
 from .errors import InputError
+from .losses import DualTaskLoss as DualTaskLoss  # under this name too
+from .losses import MultiStageConsistencyLoss as MultiStageConsistencyLoss
 
 log = logging.getLogger(__name__)
 

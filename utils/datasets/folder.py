@@ -87,8 +87,8 @@ def find_places(root: Path, cfg: CfgNode, left_out: Counter[str]) -> dict[str, P
     for folder in others:
         if any(inner.name.lower() in SPLITS["train"] for inner in list_folders(folder)):
             raise InputError(f"{root} has no train/, but {folder.name} in it has: set --root {folder}")
-    log.info("%s has no train/: what lies right in it is read as training images (folders: %s)", root,
-             first_names(others) or "none")
+    log.info("%s has no train/: what lies right in it is read as training images%s", root,
+             f" (folders: {first_names(others)})" if others else "")
     return places | {"train": Place(root, others)}
 
 

@@ -159,8 +159,10 @@ def setting_differences(there: Mapping[str, object], here: Mapping[str, object])
 def image_differences(there: Mapping[tuple[str, str], dict], here: Mapping[tuple[str, str], dict]) -> Iterator[str]:
     """How the images of two `image_table`s differ: a phrase for each kind, with the first such image and how many."""
     common = [key for key in here if key in there]
-    kinds = [("is new", [key for key in here if key not in there]),
-             ("is gone", [key for key in there if key not in here])]
+    before, now = ({path for _, path in table} for table in (there, here))
+    moved = sorted({("", path) for _, path in there.keys() ^ here.keys() if path in before and path in now})
+    kinds = [("is new", [key for key in here if key[1] not in before]),
+             ("is gone", [key for key in there if key[1] not in now]), ("is in another split", moved)]
     for fact, phrase in CHANGES.items():
         changed = [key for key in common if fact in there[key] and fact in here[key]
                    and there[key][fact] != here[key][fact]]
