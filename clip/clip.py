@@ -8,19 +8,22 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, build_opener, getproxies, proxy_bypass
 
 import torch
 from PIL import Image
-from torchvision import transforms
 from tqdm import tqdm
 
 from .checkpoint import ARCHIVE, Checkpoint, read_checkpoint, weights_hash
 from .errors import ClipError
 from .model import CLIP, Source, build_model
 from .model_config import CLIP_MEAN, CLIP_STD
+
+if TYPE_CHECKING:
+    from torchvision import transforms
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "available_models", "download", "image_transform", "load", "weights_hash"]
 
@@ -100,6 +103,8 @@ def _official_name(name_or_path: str | Path, checkpoint: Checkpoint) -> str:
 def image_transform(size: int, mean: Sequence[float] = CLIP_MEAN,
                     std: Sequence[float] = CLIP_STD) -> transforms.Compose:
     """PIL image → normalised tensor [3, size, size]: bicubic on the short side, centre crop."""
+    from torchvision import transforms  # only here: the import takes a second
+
     return transforms.Compose([
         _to_rgb,
         transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True),

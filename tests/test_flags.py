@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import LaFTer
-from utils.config import load_config
+from utils.config import PROJECT, load_config
 from utils.errors import InputError
 from utils.flags import build_parser, parse_flags
 
@@ -254,3 +256,10 @@ def test_an_evaluation_takes_another_data_set_by_any_name(tmp_path, name):
     (tmp_path / "config.yaml").write_text(load_config("demo", flags={"OPTIM.LR": 0.125}).dump(), encoding="utf-8")
     cfg = LaFTer.configure(parse_flags(["--eval-only", "--model-dir", str(tmp_path), "--dataset-config-file", name]))
     assert (cfg.OPTIM.LR, cfg.DATASET.NAME) == (0.125, "folder")
+
+
+def test_help_imports_only_what_it_needs():
+    """torchvision alone takes a second, and matplotlib another."""
+    code = "import sys, LaFTer; print(*{'torchvision', 'matplotlib', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from trainers.build import count_parameters
+from trainers.LaFTer_multilayer import MultiLayerLaFTer
 from utils.errors import InputError
 from utils.utils import (
     TrainingSettings,
@@ -174,3 +176,15 @@ def test_parameters_stay_where_they_are():
     model = PlainModel().to("meta")
     setup_lafter_training_utils(settings(), model)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_counting_changes_nothing(make_clip, make_cfg):
+    """Freezing has one owner: in a phase that trains the deepest stage alone, counting must not thaw the others."""
+    model = MultiLayerLaFTer(make_clip(8), torch.randn(3, 32), 3, make_cfg({
+        "MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": True, "MULTI_LAYER_PROMPT.NUM": 2}))
+    model.start_epoch(0)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    counts = count_parameters(model)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trained
+    assert counts["prompts"] == 4 * 2 * 64 and counts["adapter"] == 3 * 32
+    assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())

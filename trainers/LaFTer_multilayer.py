@@ -117,7 +117,7 @@ class MultiLayerLaFTer(Tunable):
 
     def start_epoch(self, epoch: int) -> None:
         """Set which stages take part in this 0-based epoch, and let train exactly what belongs to them."""
-        self.active_stages = active_stages(epoch, len(self.multi_prompts), self.settings)
+        self.active_stages = stages_of_epoch(epoch, len(self.multi_prompts), self.settings)
         declared = self.phase_parameters()
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in declared)
@@ -148,7 +148,7 @@ def fusion_start(stages: int, last: float) -> Tensor:
     return torch.tensor([0.0] * (stages - 1) + [math.log(last * (stages - 1) / (1 - last))])
 
 
-def active_stages(epoch: int, stages: int, settings: CfgNode) -> tuple[int, ...]:
+def stages_of_epoch(epoch: int, stages: int, settings: CfgNode) -> tuple[int, ...]:
     """The stages that take part in a 0-based epoch: the deepest alone for WARMUP_EPOCHS, then the others join from
     deep to shallow, spread over PROGRESSIVE_EPOCHS, then all."""
     joined = stages

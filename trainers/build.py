@@ -24,7 +24,7 @@ from utils.data.loader import ViewLoader, build_loader
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import build_views
 from utils.errors import InputError
-from utils.utils import Tunable, setup_lafter_training_utils, trainable_parameters
+from utils.utils import Tunable, setup_lafter_training_utils
 
 from . import distributed
 from .LaFTer import LaFTer, token_prompts
@@ -223,7 +223,8 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, classifier: T
 
 def count_parameters(model: Tunable) -> dict[str, int]:
     """Trained parameters by kind, and all parameters of the model as `total`."""
-    counts = Counter()
-    for parameter, kind in trainable_parameters(model).values():
-        counts[kind] += parameter.numel()
+    kinds, counts = model.parameter_kinds(), Counter()
+    for name, parameter in model.named_parameters():
+        if name in kinds:
+            counts[kinds[name]] += parameter.numel()
     return {**counts, "total": sum(parameter.numel() for parameter in model.parameters())}

@@ -24,7 +24,7 @@ from utils.config import resolve_path
 from utils.datasets.reading import normal_name, shorten
 from utils.errors import InputError
 from utils.files import read_json
-from utils.runs.checkpoint import DAMAGE
+from utils.runs.checkpoint import DAMAGED_ARCHIVE
 
 from .distributed import bar_settings
 
@@ -209,7 +209,7 @@ def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:
     try:
         with np.load(path, allow_pickle=False) as data:
             return torch.from_numpy(data["features"]), torch.from_numpy(data["cut"])
-    except DAMAGE as error:
+    except DAMAGED_ARCHIVE as error:
         log.warning("%s is damaged (%s): encoding the texts anew", path, " ".join(str(error).split()))
         return None
 
@@ -233,7 +233,7 @@ def read_text_features(path: Path, classnames: Sequence[str], embed_dim: int, te
     try:
         data = dict(np.load(path, allow_pickle=False))
         features = F.normalize(torch.from_numpy(data["features"].astype(np.float32)), dim=-1)
-    except DAMAGE as error:
+    except DAMAGED_ARCHIVE as error:
         raise InputError(f"{path} is no .npz file with an array 'features' ({' '.join(str(error).split())})") from error
     if features.ndim != 2 or features.shape[1] != embed_dim:
         raise InputError(f"{path}: features are {list(features.shape)}, but the backbone's joint space has width "

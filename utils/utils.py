@@ -18,6 +18,7 @@ from torch import nn, optim
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
+from .config import CHOICES
 from .errors import InputError
 from .losses import DualTaskLoss as DualTaskLoss  # under this name too
 from .losses import MultiStageConsistencyLoss as MultiStageConsistencyLoss
@@ -28,8 +29,6 @@ KINDS = ("prompts", "adapter", "layernorm", "fusion")  # fusion: NGA's sigma and
 KIND_OF_COMPONENT = {"adapter": "adapter", "prompt_embeddings": "prompts", "multi_prompts": "prompts",
                      "prompts": "prompts", "nga": "fusion", "fusion": "fusion", "stage_fusion": "fusion"}
 WARMUP_SCHEDULERS = ("cosine", "multistep", "warmup", "coslr")
-WARMUP_TYPES = ("linear", "constant")
-OPTIMIZERS = ("adamw", "adam", "sgd")
 
 Trainable = dict[str, tuple[Parameter, str]]  # full parameter name → (parameter, kind)
 TrainingUtils = tuple[optim.Optimizer, LRScheduler, nn.CrossEntropyLoss]
@@ -77,10 +76,9 @@ class TrainingSettings:
             raise InputError(f"epochs is {self.epochs!r}; it must be an integer of at least 1 (--epochs)")
         if not isinstance(self.warmup_epochs, int):
             raise InputError(f"warmup_epochs is {self.warmup_epochs!r}; it must be an integer")
-        if self.warmup_type not in WARMUP_TYPES:
-            raise InputError(f"unknown warmup_type {self.warmup_type!r}; valid: {', '.join(WARMUP_TYPES)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise InputError(f"unknown optimizer {self.optimizer!r}; valid: {', '.join(OPTIMIZERS)}")
+        for name, key in (("warmup_type", "OPTIM.WARMUP_TYPE"), ("optimizer", "OPTIM.NAME")):
+            if getattr(self, name) not in CHOICES[key]:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}; valid: {', '.join(CHOICES[key])}")
         for name in ("weight_decay", "momentum", "warmup_epochs", "warmup_lr", "scheduler_gamma",
                      "adapter_lr_scale", "fusion_lr_scale", "label_smoothing"):
             value = getattr(self, name)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from ..errors import InputError
 from .augment import ColorJitter, GaussianBlur, RandomFlip, RandomGrayscale, crop_box
@@ -47,8 +46,6 @@ class WeakView:
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic"):
         self.size, self.interpolation = size, interpolation
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
-        mode = v2.InterpolationMode(interpolation)
-        self.resize = v2.Compose([v2.Resize(size, interpolation=mode), v2.CenterCrop(size)])
 
     @property
     def source(self) -> str:
@@ -66,7 +63,11 @@ class WeakView:
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """RGB image → uint8 pixels [height, width, 3]."""
-        return np.asarray(self.resize(_shortened(image)))
+        image = _shortened(image)
+        width, height = (int(self.size * side / min(image.size)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
     def sample(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Prepared pixels → (uint8 [size, size, 3], parameters [num_params])."""

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 FORMAT = 4
 INTERRUPTED = "interrupted.pt"  # within an epoch, where a signal stopped the run
 # what damaged bytes raise on their way through zipfile, pickle and torch
-DAMAGE = (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
-          OverflowError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
+DAMAGED_ARCHIVE = (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+                   OverflowError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 def pack(content: dict[str, object]) -> bytes:
@@ -35,7 +35,7 @@ def pack(content: dict[str, object]) -> bytes:
 
 
 def unpack(data: bytes) -> object:
-    """The content of `pack`'s bytes, on the CPU. Raises one of DAMAGE where they are damaged."""
+    """The content of `pack`'s bytes, on the CPU. Raises one of DAMAGED_ARCHIVE where they are damaged."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         damaged = archive.testzip()  # torch.load itself checks no checksums
     if damaged:
@@ -58,7 +58,7 @@ def load_checkpoint(path: Path, expected: dict[str, object]) -> dict[str, object
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
         content = unpack(path.read_bytes())
-    except DAMAGE as error:
+    except DAMAGED_ARCHIVE as error:
         raise InputError(f"checkpoint {path} is damaged or none of this project's ({type(error).__name__}); go on from "
                          "another one with --resume PATH") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
