@@ -116,8 +116,9 @@ def tuned_state(model: Tunable) -> dict[str, Tensor]:
 
 
 def _tuned_tensors(model: Tunable) -> dict[str, Tensor]:
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name] for name in model.parameter_kinds()} | dict(model.named_buffers())
+    parameters, kept = dict(model.named_parameters()), model.state_dict().keys()  # a mask is made anew, and not kept
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return {name: parameters[name] for name in model.parameter_kinds()} | buffers
 
 
 def load_tuned(model: Tunable, state: dict[str, Tensor]) -> None:
