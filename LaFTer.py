@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> dict:
     with distributed.one_speaks():
         cfg = configure(flags)
     if flags.predict:
-        return predict_run(cfg, flags)
+        with Interrupts():
+            return predict_run(cfg, flags)
     with Interrupts() as interrupts, distributed.process_group(cfg.DEVICE):
         check_inputs(cfg)
         if not flags.eval_only:

@@ -129,7 +129,7 @@ def test_the_sampler_shuffles_by_seed_and_epoch():
     sampler = EpochSampler(10, seed=5, shuffle=True, batch_size=3)
     first = list(sampler)
     assert len(sampler) == 4 and list(sampler) == first and [len(batch) for batch in first] == [3, 3, 3, 1]
-    assert [sampler.images(batch) for batch in range(4)] == [3, 3, 3, 1]
+    assert [sampler.batch_images(batch) for batch in range(4)] == [3, 3, 3, 1]
     first = sum(first, [])
     assert [epoch for epoch, _ in first] == [0] * 10
     assert sorted(index for _, index in first) == list(range(10))

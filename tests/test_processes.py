@@ -88,7 +88,7 @@ def test_shards_of_every_batch_make_the_whole_epoch_once():
         sampler = EpochSampler(18, 3, True, batch_size=7, shard=(rank, processes))
         sampler.epoch, sampler.start = 2, start
         assert len(sampler) == len(list(sampler)) == 3 - start
-        assert [sampler.images(batch) for batch in range(3)] == [7, 7, 4]
+        assert [sampler.batch_images(batch) for batch in range(3)] == [7, 7, 4]
         return list(sampler)
 
     whole = batches(0, 1)

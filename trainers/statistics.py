@@ -127,15 +127,15 @@ class TrainingStatistics:
         self.recent: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]] = []
 
     @torch.no_grad()
-    def add_batch(self, losses: dict[str, Tensor], batch: dict[str, Tensor], labelled: bool) -> None:
+    def add_batch(self, losses: dict[str, Tensor], batch: dict[str, Tensor], pseudo_labelled: bool) -> None:
         """Note this process's part of a batch, which counts when its step is done: the parts of the loss, means over
-        its images; and, where a teacher `labelled` it, how many of its `target`s [batch] are the true labels, as far
-        as those are known."""
+        its images; and, where a teacher `pseudo_labelled` it, how many of its `target`s [batch] are the true labels, as
+        far as those are known."""
         count = len(batch["target"])
         self.losses = {"loss": sum(losses.values()), **losses}
         self.batch = {"images": torch.tensor(count), **{name: loss.to(**self.precision) * count
                                                         for name, loss in self.losses.items()}}
-        if labelled:
+        if pseudo_labelled:
             truth = batch["label"].to(batch["target"].device)
             known = truth != UNKNOWN
             self.batch |= {"known": known.sum(), "right": ((batch["target"] == truth) & known).sum()}

@@ -39,34 +39,34 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
     """One pass over the training images, or the rest of an interrupted one; returns its row of the record.
 
     A step of the optimiser sees a batch of the loader, BATCH_SIZE × ACCUMULATE images of all processes together,
-    MICRO_BATCH at a time. A signal ends the pass after a step, with Interrupted. Raises TrainingError for a loss or a
-    gradient that is not finite, PRINT_FREQ steps after it at the latest, and SystemFailure; `training.progress` tells
-    how far it came.
+    MICRO_BATCH at a time. A signal ends the pass after a step, with Interrupted; then, as at its end and where the
+    machine fails a single process (SystemFailure), `training.progress` tells how far it came. Raises TrainingError for
+    a loss or a gradient that is not finite, PRINT_FREQ steps after it at the latest.
     """
     model, teacher, optimizer, scaler = training.model, training.teacher, training.optimizer, training.scaler
-    parameters, progress, batches = training.parameters(), training.progress, loader.batch_sampler
-    batches.epoch, batches.start = training.epoch, progress.step
+    parameters, progress, sampler = training.parameters(), training.progress, loader.batch_sampler
+    sampler.epoch, sampler.start = training.epoch, progress.step
     statistics, micro_size = TrainingStatistics(model, progress.sums), micro_batch_size(cfg, training.device)
-    bar = tqdm(total=batches.batches, initial=progress.step, leave=False, **distributed.bar_settings(),
+    bar = tqdm(total=sampler.num_batches, initial=progress.step, leave=False, **distributed.bar_settings(),
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
     with training.interrupts.deferred(), bar, progress_kept(training, statistics, loader) as done:
         for step, batch in enumerate(loader, start=progress.step):
-            size = batches.images(step)  # of the batch, in all processes
-            count = len(batch.get("label", ()))  # of it, those of this process that could be read
-            if count:
+            planned = sampler.batch_images(step)  # images of the batch, in all processes
+            own = len(batch.get("label", ()))  # of these, what this process could read
+            if own:
                 batch["target"] = choose_labels(teacher, batch, training.device)
                 losses = Counter()
                 for micro in micro_batches(batch, micro_size):
                     parts, images = step_loss(model, objective, micro), len(micro["target"])
-                    scaler.scale(sum(parts.values()) * (images / size)).backward()
-                    losses.update({name: loss.detach() * (images / count) for name, loss in parts.items()})
-                statistics.add_batch(losses, batch, labelled=teacher is not None)
+                    scaler.scale(sum(parts.values()) * (images / planned)).backward()
+                    losses.update({name: loss.detach() * (images / own) for name, loss in parts.items()})
+                statistics.add_batch(losses, batch, pseudo_labelled=teacher is not None)
 
-            count, signal = distributed.reduce_gradients(parameters, count, training.interrupts.signal)
-            if count:
+            readable, signal = distributed.reduce_gradients(parameters, own, training.interrupts.signal)
+            if readable:
                 scaler.unscale_(optimizer)
-                if count < size:  # the mean is over those that could be read
-                    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], size / count)
+                if readable < planned:  # the mean is over those that could be read
+                    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], planned / readable)
                 norms = statistics.gradient_norms()
                 norm = nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM or math.inf)
                 scaler.step(optimizer)
@@ -86,10 +86,11 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
 
 @contextlib.contextmanager
 def progress_kept(training: Training, statistics: TrainingStatistics, loader: ViewLoader) -> Iterator[Progress]:
-    """Within the context a pass is under way, which sets the `step` of what it is given. At its end, or where a signal
-    or the machine ends it, `training.progress` tells of all steps done; else, as within, of none.
+    """Keep `training.progress` up to date around a pass, which sets the `step` of what it is given.
 
-    Nor does it where the machine fails one of several processes: the others' sums cannot be had.
+    While the pass runs, `training.progress` is empty. At its end, at a signal and where the machine fails a single
+    process it holds all steps done; where the machine fails one of several processes it stays empty, for the others'
+    sums cannot be had.
     """
     before, training.progress = training.progress, Progress()
     done, begin = Progress(before.step), time.perf_counter() - before.seconds

@@ -121,14 +121,14 @@ class EpochSampler(Sampler):
     def __init__(self, size: int, seed: int, shuffle: bool, batch_size: int = 1, shard: tuple[int, int] = (0, 1)):
         self.size, self.seed, self.shuffle, self.batch_size, self.shard = size, seed, shuffle, batch_size, shard
         self.epoch = self.start = 0
-        self.batches = -(-size // batch_size)
+        self.num_batches = -(-size // batch_size)
 
-    def images(self, batch: int) -> int:
+    def batch_images(self, batch: int) -> int:
         """How many images batch number `batch` of the epoch has, over all processes."""
         return min(self.batch_size, self.size - batch * self.batch_size)
 
     def __len__(self) -> int:
-        return self.batches - self.start
+        return self.num_batches - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])

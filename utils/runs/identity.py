@@ -27,9 +27,9 @@ HARMLESS = {"RESUME", "PICTURES", "DEVICE", "LOG_DIR", "OUTPUT_DIR", "EXP_NAME",
 BY_CONTENT = {"DATASET.CLASSNAMES", "DATASET.SPLIT_FILE", "DATASET.DESCRIPTIONS", "DATASET.TEXT_FEATURES",
               "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.QUICK_GELU"}
 # keys that a trained model can be used with in another value than it was trained with; the answer says so
-ASKED = ("MODEL.PRECISION", "INPUT.SIZE", "INPUT.EXIF")
+CHANGEABLE = ("MODEL.PRECISION", "INPUT.SIZE", "INPUT.EXIF")
 # keys, and beginnings of keys, that make it another model, or one that sees other images
-BUILT = ("PROMPT_NUM", "MULTI_LAYER_PROMPT.", "DUAL_TASK.ENABLED", "INPUT.INTERPOLATION", "INPUT.PIXEL_")
+FIXED = ("PROMPT_NUM", "MULTI_LAYER_PROMPT.", "DUAL_TASK.ENABLED", "INPUT.INTERPOLATION", "INPUT.PIXEL_")
 ACTIVATION = {True: "QuickGELU", False: "the plain GELU"}
 FILE = "identity.json"
 SPLITS = ("train", "val", "test")
@@ -134,16 +134,16 @@ def read_identity(folder: Path) -> Identity:
 
 
 def changed_settings(run: Identity, cfg: CfgNode) -> dict[str, list[object]]:
-    """{key: [of the run, asked for]} of the ASKED keys that a model is to be used with in another value; says so.
+    """{key: [of the run, asked for]} of the CHANGEABLE keys that a model is to be used with in another value; says so.
 
     Raises InputError where the configuration asks for another model than the run's.
     """
     here, there = dict(flatten(cfg)), run.settings or {}
     different = [key for key in here if key in there and there[key] != here[key]]
-    if built := [key for key in different if key.startswith(BUILT)]:
+    if built := [key for key in different if key.startswith(FIXED)]:
         raise InputError(f"{built[0]} is {there[built[0]]!r} in the run and {here[built[0]]!r} here, which makes "
                          "another model: leave it out")
-    changed = {key: [there[key], here[key]] for key in ASKED if key in different}
+    changed = {key: [there[key], here[key]] for key in CHANGEABLE if key in different}
     for key, (trained, asked) in changed.items():
         log.info("the run was trained with %s %s and is used with %s", key, trained, asked)
     return changed
