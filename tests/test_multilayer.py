@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clip.model import CLIP
+from tests.conftest import Batches
 from trainers.build import count_parameters, training_settings
 from trainers.evaluation import predict
 from trainers.LaFTer_multilayer import MultiLayerLaFTer, NeighborhoodGaussianAggregation, fusion_start
@@ -205,7 +206,7 @@ def test_training_and_evaluation_give_the_same_logits(make_student, images, epoc
     trained = model.train()(images).logits
     assert trained.requires_grad
     assert torch.equal(trained, model.eval()(images).logits)
-    evaluated = predict(model, [{"weak": images, "label": torch.zeros(8)}])
+    evaluated = predict(model, Batches({"weak": images, "label": torch.zeros(8)}))
     assert torch.equal(evaluated["probabilities"], trained.softmax(-1))
 
 
