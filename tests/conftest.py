@@ -31,8 +31,8 @@ class Batches:
 
     def __init__(self, *batches: dict[str, torch.Tensor]):
         self.batches, self.unreadable = batches, []
-        self.batch_sampler = SimpleNamespace(epoch=0, start=0, batches=len(batches),
-                                             images=lambda step: len(batches[step]["label"]))
+        self.batch_sampler = SimpleNamespace(epoch=0, start=0, num_batches=len(batches),
+                                             batch_images=lambda step: len(batches[step]["label"]))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return iter([dict(batch) for batch in self.batches[self.batch_sampler.start:]])

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torchvision  # noqa: F401 - else every fork would import it anew
 
 import LaFTer
 import trainers.evaluation

@@ -91,15 +91,15 @@ def test_drawn_folders_are_open_as_the_users_others_are(tmp_path):
 
 def test_two_first_runs_at_once(tmp_path):
     """Both wait until both have begun; the slower one finds the faster one's faces and takes them."""
-    program = ("import pathlib, sys, time\nfrom utils import demo_faces, datasets\n"
+    program = ("import pathlib, sys, time\nfrom utils.datasets import demo, table\n"
                "from utils.config import load_config\n"
-               "draw, place = demo_faces.draw_dataset, pathlib.Path(sys.argv[1])\n"
+               "draw, place = demo.draw_dataset, pathlib.Path(sys.argv[1])\n"
                "def small(root):\n"
                "    (place / ('begun' + sys.argv[2])).touch()\n"
                "    while len(list(place.glob('begun*'))) < 2: time.sleep(0.01)\n"
                "    draw(root, train_per_class=30, test_per_class=2)\n"
-               "datasets.draw_dataset = small\n"
-               "splits = datasets.load_dataset(load_config('demo', options=['DATASET.ROOT', str(place / 'data')]))\n"
+               "demo.draw_dataset = small\n"
+               "splits = table.load_dataset(load_config('demo', options=['DATASET.ROOT', str(place / 'data')]))\n"
                "print(len(splits.train) + len(splits.val), len(splits.test))\n")
     started = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), number], cwd=DESCRIPTIONS.parents[2],
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in "12"]

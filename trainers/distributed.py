@@ -32,7 +32,7 @@ from utils.failures import plain_errors
 T = TypeVar("T")
 USER_ERRORS = (InputError, ClipError, FileNotFoundError, TrainingError)
 SIGNALS = (int(signal.SIGINT), int(signal.SIGTERM))
-PATIENCE = 10.0  # seconds that a process which failed waits for the others to notice
+PATIENCE = 10.0  # seconds that the first process waits for the others to learn that one has failed
 TIMEOUT = timedelta(minutes=30)  # the first process of a machine may be downloading meanwhile
 
 
@@ -107,18 +107,21 @@ def process_group(device: str) -> Iterator[None]:
 def _somebody_else_speaks(store: dist.Store, error: Exception) -> bool:
     """Whether this process fails because another has, or after it; that one then says why.
 
-    That one, and the first process, which may keep the store that tells the others, wait until all have learnt of it.
-    Where a process ended without a word, nobody has told the store, and those that miss it speak.
+    Where a process ended without a word, nobody has told the store, and those that miss it speak. The first process,
+    which may keep the store, waits until the others have asked it; where it is gone itself, SystemExit says so.
     """
-    told = False
-    with contextlib.suppress(RuntimeError):  # the process that kept the store is gone
+    try:
         first = not isinstance(error, LostProcess) and store.add("failed", 1) == 1
         told = not first and store.check(["failed"])
-        dist.destroy_process_group()  # this wakes those that wait for this process
+        dist.destroy_process_group()
         left, deadline = store.add("left", 1), time.monotonic() + PATIENCE
-        while (first or told and is_main()) and left < world_size() and time.monotonic() < deadline:
+        while told and is_main() and left < world_size() and time.monotonic() < deadline:
             time.sleep(0.05)
             left = store.add("left", 0)
+    except RuntimeError as gone:
+        if isinstance(error, LostProcess):
+            raise SystemExit("the first process of this run has ended: its message says why") from gone
+        return False
     return told
 
 

@@ -137,7 +137,8 @@ class OneBatch:
 
     def __init__(self, batch: dict[str, Tensor]):
         self.batch, self.unreadable = batch, []
-        self.batch_sampler = SimpleNamespace(epoch=0, start=0, batches=1, images=lambda _: len(batch["label"]))
+        self.batch_sampler = SimpleNamespace(epoch=0, start=0, num_batches=1,
+                                             batch_images=lambda _: len(batch["label"]))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         yield dict(self.batch)
