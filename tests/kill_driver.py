@@ -16,6 +16,7 @@ import trainers.text_classifier
 import trainers.training
 from tests import tiny_run
 from tests.warm_start import started
+from trainers.program import exit_with_message
 from utils.runs.checkpoint import find_latest, load_checkpoint
 from utils.runs.record import Run
 
@@ -84,7 +85,7 @@ def watched_run(folder: Path, trainer: str, name: str, last: int, signals: Seque
     events = Events(last, signals)
     events.watch()
     arguments = [*tiny_run.arguments(folder, name, trainer=trainer), "--resume", "auto"]
-    LaFTer.exit_with_message(lambda: LaFTer.main(arguments))
+    exit_with_message(lambda: LaFTer.main(arguments))
     (folder / "events.json").write_text(json.dumps(events.names))
 
 

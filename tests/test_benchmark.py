@@ -12,7 +12,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import benchmark
-from benchmarks.parts import CASES, draw_photos, make_clip, make_step, measure_pipeline, measure_texts, take_step
+from benchmarks.parts import (
+    CASES,
+    draw_photos,
+    make_clip,
+    make_step,
+    measure_apart,
+    measure_pipeline,
+    measure_step,
+    measure_texts,
+    take_step,
+)
 from benchmarks.reference import PlainImages, PlainStep, encode_texts_one_by_one
 from benchmarks.scaling import measure_scaling
 
@@ -69,6 +79,7 @@ def test_the_pipelines_rows(tmp_path):
 
 def test_the_whole_benchmark_prints_tables_and_writes_a_record(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "BACKBONES", {"tiny": (32,)})
+    monkeypatch.setattr(benchmark, "measure_apart", measure_step)  # a new process each would take seconds
     path = tmp_path / "deep" / "record.json"
     record = benchmark.main(["--backbones", "tiny", "--only", "step", "--batch", "4", "--repeats", "1", "--device",
                              "cpu", "--json", str(path)])
@@ -84,6 +95,11 @@ def test_the_whole_benchmark_prints_tables_and_writes_a_record(tmp_path, capsys,
     assert "| of the floor |" in printed and printed.count("| MultiLayerLaFTer |") == 3
     assert benchmark.record_path({"device": "Some (R) GPU @ 2", "date": "2000-01-02"}).as_posix().endswith(
         "configs/benchmarks/some-r-gpu-2-2000-01-02.json")
+
+
+def test_a_step_is_measured_in_a_process_of_its_own():
+    row = measure_apart("tiny", "fp32", 2, CASES[1], CPU, 1, "off", False)
+    assert (row["trainer"], row["mode"]) == CASES[1][:2] and row["images_per_s"] == pytest.approx(2 / row["seconds"])
 
 
 def test_the_scaling_table(tmp_path):

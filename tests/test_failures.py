@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-import LaFTer
 from tests import tiny_run
 from tests.test_engine import fit_in, timeless
 from tests.test_processes import count_rows, ends, environment, start_two, wait_for
 from tests.warm_start import PROJECT, Program
 from trainers.objective import Objective
+from trainers.program import exit_with_message
 from trainers.state import tuned_state
 from utils.data import shared_memory
 from utils.data.images import read_image
@@ -122,7 +122,7 @@ def test_a_loader_process_that_hangs():
 
 def test_what_a_loader_process_says_ends_the_program_without_its_traceback():
     with pytest.raises(SystemExit) as caught:
-        LaFTer.exit_with_message(lambda: read_failing(lack_files))
+        exit_with_message(lambda: read_failing(lack_files))
     assert caught.value.code == "error: too many open files"
 
 
