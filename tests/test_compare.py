@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import functools
 import json
 import os
 import re
@@ -120,6 +121,9 @@ def test_a_folder_with_another_run_is_named_before_anything_starts(experiment):
         experiment()
 
 
+read_once = functools.cache(read_experiment)  # the largest takes seconds
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_the_experiments_of_the_project(path, tmp_path, monkeypatch):
     """Each is valid, and its header names its command and its number of runs."""
@@ -129,14 +133,14 @@ def test_the_experiments_of_the_project(path, tmp_path, monkeypatch):
     absent = [name for name in named if not (PROJECT / "configs" / "datasets" / f"{name}.yaml").is_file()]
     if absent:
         pytest.skip(f"needs the data sets {', '.join(absent)}")
-    cells = read_experiment(path)
+    cells = read_once(path)
     header = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
     assert f"python scripts/compare.py configs/experiments/{path.name}" in header
     assert int(re.search(r"(\d+) runs", header)[1]) == len(cells)
 
 
 def test_the_ablation_changes_one_thing_at_a_time():
-    cells = {cell.folder.name: cell.cfg for cell in read_experiment(PROJECT / "configs/experiments/ablation.yaml")}
+    cells = {cell.folder.name: cell.cfg for cell in read_once(PROJECT / "configs/experiments/ablation.yaml")}
     assert len(cells) == 135
 
     base = dict(flatten(cells["base-seed1"]))

@@ -79,7 +79,8 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_later(tmp_path):
 
 
 def hold(folder: Path, locked) -> None:
-    Run(folder).lock()
+    run = Run(folder)
+    run.lock()
     locked.set()
     time.sleep(60)
 
