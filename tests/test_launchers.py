@@ -259,7 +259,7 @@ def test_a_python_that_is_too_old_is_refused(project, tmp_path, variable):
 def test_a_half_made_environment_is_made_anew(project, made, tmp_path, cut):
     """What is left where the first start was cut off, or where a system's update took Python away. The new environment
     is a copy of one that was made before: a whole one takes seconds."""
-    whole = fake_python(tmp_path / "whole", f'if [ "$2" = venv ]; then cp -a "{made.venv}/." "$3"; '
+    whole = fake_python(tmp_path / "whole", f'if [ "$2" = venv ]; then cp -an "{made.venv}/." "$3"; '
                                               'exec rm "$3"/installed-*; fi')
     script, venv = project / "scripts" / "LaFTer.sh", project / ".venv"
     if cut == "making":
