@@ -173,7 +173,7 @@ def unit(image: Image.Image) -> torch.Tensor:
 
 def adjust(number: int):
     """The blend of that number as a function of images and their factors [batch]."""
-    return lambda x, factors: blend(x, *torch.tensor([BLENDS[number](f) for f in factors])[:, :, None, None, None].unbind(1))
+    return lambda x, factors: blend(x, *torch.tensor([BLENDS[number](f) for f in factors]).t()[..., None, None, None])
 
 
 def shift_hue(x: torch.Tensor, shifts: list[float]) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+
 def crop_box(height: int, width: int, rng: np.random.Generator, scale: tuple[float, float] = (0.2, 1.0),
              ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a crop whose share of the area is uniform in `scale` and whose aspect is
@@ -159,7 +160,7 @@ def luma(x: Tensor) -> Tensor:
 
 
 def blend(x: Tensor, factor: Tensor, mean_share: Tensor, grey_share: Tensor) -> Tensor:
-    """`factor` · x + `mean_share` · the image's mean luma, then by `grey_share` towards each pixel's luma, within [0, 1].
+    """`factor` · x + `mean_share` · the image's mean luma, then by `grey_share` towards each pixel's luma; within 0 … 1.
 
     Each [batch, 1, 1, 1]. (f, 0, 0) is brightness times f, (f, 1 − f, 0) contrast, (1, 0, 1 − f) saturation.
     """
