@@ -8,6 +8,7 @@ under. On other devices the same code runs the part itself on the copied inputs.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Hashable, Sequence
 
@@ -29,9 +30,13 @@ class StepGraphs:
 
     def __init__(self, parameters: Sequence[Tensor] = (), enabled: bool = False):
         self.parameters, self.enabled = parameters, enabled
-        on_gpu = enabled and parameters[0].device.type == "cuda"
-        self.stream = torch.cuda.Stream(parameters[0].device) if on_gpu else None
         self.recordings: dict[str, tuple[Hashable, Recording | None]] = {}
+
+    @functools.cached_property
+    def stream(self) -> torch.cuda.Stream | None:
+        """On a GPU: where parts are recorded, and run before that, as CUDA asks for."""
+        device = self.parameters[0].device
+        return torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self, name: str, part: Part, inputs: dict[str, Tensor], key: Hashable | None) -> dict[str, Tensor]:
         """What `part` makes of `inputs`; a part that was recorded overwrites what it returned before. Key None: as it
