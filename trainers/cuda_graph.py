@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+WARM_UP = 2  # calls with a key before it is recorded: states are made in them, code compiled, algorithms chosen
 Part = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -23,14 +24,15 @@ class StepGraphs:
     """The recorded parts of a step, by name; each takes a dictionary of tensors, returns one, and may read and set the
     gradients of `parameters`.
 
-    A part runs as it is when a key is first seen, so that the optimiser's state and the like are there; from the second
-    time on it is recorded and replayed. A new key takes the place of the old one: of each part one recording is kept.
-    Where recording fails, a line says so and the parts run as they are from then on.
+    With a new key a part runs WARM_UP times as it is; then it is recorded, and replayed from there on. The key takes the
+    place of the one before: of each part one recording is kept. Where recording fails, a line says so and the parts
+    run as they are from then on.
     """
 
     def __init__(self, parameters: Sequence[Tensor] = (), enabled: bool = False):
         self.parameters, self.enabled = parameters, enabled
-        self.recordings: dict[str, tuple[Hashable, Recording | None]] = {}
+        self.calls: dict[str, tuple[Hashable, int]] = {}  # of a part: its key, how often it was called with it
+        self.recordings: dict[str, Recording] = {}
 
     @functools.cached_property
     def stream(self) -> torch.cuda.Stream | None:
@@ -44,20 +46,20 @@ class StepGraphs:
         if key is None or not self.enabled:
             return part(inputs)
         key = key, tuple((column, tensor.shape, tensor.dtype) for column, tensor in inputs.items())
-        seen, recording = self.recordings.get(name, (None, None))
-        if seen != key:
-            self.recordings[name] = key, None
+        seen, calls = self.calls.get(name, (None, 0))
+        self.calls[name] = key, calls + 1 if seen == key else 1
+        if self.calls[name][1] <= WARM_UP:
+            self.recordings.pop(name, None)
             return self._beside(part, inputs)
-        if recording is None:
+        if name not in self.recordings:
             try:
-                recording = Recording(part, inputs, self.parameters, self.stream)
+                self.recordings[name] = Recording(part, inputs, self.parameters, self.stream)
             except RuntimeError as error:  # of CUDA: an operation that cannot be recorded, no memory for a second copy
                 log.warning("the step is not recorded as a CUDA graph (%s)", str(error).splitlines()[0])
                 self.enabled = False
                 self.recordings.clear()
                 return part(inputs)
-            self.recordings[name] = key, recording
-        return recording.replay(inputs)
+        return self.recordings[name].replay(inputs)
 
     def _beside(self, part: Part, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run a part in the stream that it will be recorded in, where there is one."""
