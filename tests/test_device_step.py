@@ -16,15 +16,17 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import LaFTer
 from tests import tiny_run
 from tests.conftest import CLASSNAMES, Batches
+from tests.test_engine import fit_in, timeless
 from trainers import cuda_graph
 from trainers.build import TRAINERS, build_training
 from trainers.cuda_graph import StepGraphs
 from trainers.objective import Objective
-from trainers.state import Progress
+from trainers.state import Progress, tuned_state
 from trainers.statistics import TrainingStatistics, batch_numbers
 from trainers.text_classifier import TextPhase
 from trainers.training import choose_labels, compute_gradients, step_loss, train_one_epoch, update
@@ -216,6 +218,49 @@ def test_recorded_steps_give_the_same_bits(tmp_path, trainer, replays):
     expected = {"LaFTer": 1 + 1 + 3 + 3, "MultiLayerLaFTer": 1 + 1 + 1 + 3}[trainer]
     assert Counter(replays) == {"compute_gradients": expected, "update": expected}
     tiny_run.assert_same(*(tiny_run.record(tiny_run.run_folder(tmp_path, mode, trainer)) for mode in ("off", "on")))
+
+
+class GraphOnACPU(TorchDispatchMode):
+    """What a CUDA graph does: the operations once more on the memory that they were recorded with, without Python's
+    part of them. Recording has run them already, so that the first replay has nothing to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.fresh = [], True
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in str(function)  # a number that would be recorded as it is
+        outputs = function(*args, **(kwargs or {}))
+        self.operations.append((function, args, kwargs or {}, outputs))
+        return outputs
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for function, args, kwargs, outputs in self.operations if not self.fresh else ():
+            old, new = (tree_leaves(found) for found in (outputs, function(*args, **kwargs)))
+            for place, value in zip(old, new):
+                if torch.is_tensor(place) and place.data_ptr() != value.data_ptr():  # no view, and not in place
+                    place.copy_(value)
+        self.fresh = False
+
+
+@pytest.mark.parametrize("trainer, values", [("LaFTer", {"PSEUDO_LABEL.TEACHER": "ema"}),
+                                             ("MultiLayerLaFTer", {"DATALOADER.TRAIN_X.MICRO_BATCH": 2})])
+def test_what_a_graph_repeats_is_the_step(prepare, tmp_path, monkeypatch, replays, trainer, values):
+    """All that changes from step to step lies in memory, and what changes from epoch to epoch is in the key."""
+    monkeypatch.setattr(cuda_graph.StepGraphs, "stream", "one")
+    monkeypatch.setattr(cuda_graph.StepGraphs, "_beside", lambda _, part, inputs: part(inputs))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", GraphOnACPU)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: graph)
+    found = []
+    for mode in ("off", "on"):
+        parts = prepare(trainer, {**values, "TRAIN.CUDA_GRAPH": mode, "DATALOADER.TRAIN_X.BATCH_SIZE": 4})
+        for group in parts.training.optimizer.param_groups:
+            group["fused"] = True  # as on a GPU
+        run, rows = fit_in(tmp_path / mode, parts)
+        found.append([timeless(rows), tuned_state(parts.model), parts.training.optimizer.state_dict()["state"]])
+    tiny_run.assert_same(*found)
+    assert Counter(replays)["update"] == Counter(replays)["compute_gradients"] >= 6
 
 
 def test_a_step_that_cannot_be_recorded_runs_as_it_is(tmp_path, monkeypatch, caplog, replays):

@@ -24,9 +24,9 @@ class StepGraphs:
     """The recorded parts of a step, by name; each takes a dictionary of tensors, returns one, and may read and set the
     gradients of `parameters`.
 
-    With a new key a part runs WARM_UP times as it is; then it is recorded, and replayed from there on. The key takes the
-    place of the one before: of each part one recording is kept. Where recording fails, a line says so and the parts
-    run as they are from then on.
+    With a new key a part runs WARM_UP times as it is; then it is recorded, and replayed from there on. Of each part one
+    recording is kept, that of the last key. Where recording fails, a line says so and the parts run as they are from
+    then on.
     """
 
     def __init__(self, parameters: Sequence[Tensor] = (), enabled: bool = False):
@@ -80,7 +80,7 @@ class Recording:
     def __init__(self, part: Part, inputs: dict[str, Tensor], parameters: Sequence[Tensor],
                  stream: torch.cuda.Stream | None):
         self.part, self.parameters = part, parameters
-        self.inputs = {name: torch.empty_like(tensor) for name, tensor in inputs.items()}
+        self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         self.graph = None
         if stream is None:
             return
