@@ -140,7 +140,8 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device 
     cache = None
     if cfg.DATALOADER.CACHE_GB:
         folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
-        cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
+        # of the processes on a machine the first fills the cache, the others take what is there
+        cache = ImageCache(folder, 0 if distributed.local_rank() else int(cfg.DATALOADER.CACHE_GB * 1e9))
     train_size, batch_size = images_per_step(cfg), cfg.DATALOADER.TEST.BATCH_SIZE
     needed = max(batch_bytes(views.values(), train_size), batch_bytes([weak], batch_size))
     build = functools.partial(build_loader, workers=affordable_workers(cfg.DATALOADER.NUM_WORKERS, needed),
