@@ -27,6 +27,8 @@ from trainers.build import (
     environment,
     load_clip,
     prepare_blocks,
+    settle_precision,
+    suggest_precision,
 )
 from trainers.checks import check_inputs, check_training
 from trainers.evaluation import evaluate, predict
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict:
             return evaluate_run(cfg, splits, flags)
         run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
         try:
-            identity = prepare_run(cfg, splits, run)
+            cfg, identity = prepare_run(cfg, splits, run)
             with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
                 return train_run(cfg, splits, run, interrupts, identity)
         except RuntimeError:  # a signal to the whole group ends other processes of the run and of its loaders too
@@ -89,13 +91,15 @@ def main(argv: list[str] | None = None) -> dict:
             run.unlock()
 
 
-def prepare_run(cfg: CfgNode, splits: Splits, run: Run) -> Identity:
+def prepare_run(cfg: CfgNode, splits: Splits, run: Run) -> tuple[CfgNode, Identity]:
     """Keep other processes out of the run's folder and see that what is there can be gone on with, or shown; returns
-    what the run answers for, but for its weights."""
+    the configuration, its precision settled, and what the run answers for, but for its weights."""
     run.lock()
+    source = run.folder if cfg.RESUME in ("", "auto") else find_checkpoint(Path(cfg.RESUME)).parent.parent
+    cfg = settle_precision(cfg, source)
     identity = identify(cfg, splits)
     run.check(identity)
-    return identity
+    return cfg, identity
 
 
 def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, identity: Identity) -> dict:
@@ -156,6 +160,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
     agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
               "classnames": splits.classnames, "dataset": identity.dataset}
+    suggest_precision(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     training, criterion = build_training(cfg, clip_model, model, classifier, agreed)
     training.interrupts, training.references = interrupts, references
@@ -217,7 +222,7 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
     was trained with, the settings stand in the file and in its name.
     """
     folder = Path(flags.model_dir)
-    run, expected = read_identity(folder), {}
+    cfg, run, expected = settle_precision(cfg, folder), read_identity(folder), {}
     if (recorded := recorded_splits(folder, run, splits, cfg)) is not None:
         splits, expected["dataset"] = recorded, run.dataset
     with start_logging(folder, speaks=distributed.is_main()):
@@ -245,6 +250,7 @@ def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
 def predict_run(cfg: CfgNode, flags: Flags) -> dict:
     """A run's predictions of one's own images: predictions.csv and .jsonl, in its folder if not in --predict-out."""
     folder = Path(flags.model_dir)
+    cfg = settle_precision(cfg, folder)
     out = Path(flags.predict_out) if flags.predict_out else folder
     with collect_logs() as messages:
         files = find_files(Path(flags.predict))

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 import clip
 from clip.model import CLIP
 from LaFTer import exit_with_message
-from trainers.build import build_loaders, environment, load_clip
+from trainers.build import build_loaders, environment, load_clip, settle_precision
 from trainers.evaluation import plain_features
 from utils.config import IMAGE_PHASE, load_config
 from utils.data.items import UNKNOWN, Splits
@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> dict:
     run = Run(folder.with_name(f"{own.targets}-{folder.name}"), resume=True)
     run.lock()
     try:
+        cfg = settle_precision(cfg, run.folder)
         identity = identify(cfg, splits)
         run.check(identity)
         with start_logging(run.folder):

@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP, VisualTransformer
+from clip.precision import choose_precision
 from utils.config import image_size, resolve_path
 from utils.data.cache import ImageCache
 from utils.data.images import choose_decoding
@@ -24,6 +25,7 @@ from utils.data.loader import ViewLoader, build_loader
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import build_views
 from utils.errors import InputError
+from utils.runs.identity import read_identity
 from utils.utils import Tunable, setup_lafter_training_utils
 
 from . import distributed
@@ -41,9 +43,12 @@ def load_clip(cfg: CfgNode) -> CLIP:
     device = choose_device(cfg.DEVICE)
     backbone = cfg.MODEL.BACKBONE
     name = find_backbone(backbone.NAME)
+    if device.type == "cuda":
+        allow_tf32(cfg.MODEL.TF32)
     model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
                          image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
                          stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
+    log.info("the backbone computes in %s", model.precision)
     for key, meant in (("PIXEL_MEAN", model.source.pixel_mean), ("PIXEL_STD", model.source.pixel_std)):
         if not np.allclose(cfg.INPUT[key], meant, rtol=0, atol=1e-3):
             log.warning("%s was trained on images of another INPUT.%s than %s: set it to %s", backbone.NAME, key,
@@ -78,11 +83,50 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may multiply fp32 matrices, and convolve, with inputs rounded to TF32: 11 bits in place of 24."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def settle_precision(cfg: CfgNode, folder: Path) -> CfgNode:
+    """The configuration with MODEL.PRECISION `auto` replaced by what it becomes.
+
+    That is what the run in `folder` has: it goes on, and is evaluated, as it began. Where there is none yet, it is what
+    suits the device; of several processes the first one decides.
+    """
+    if cfg.MODEL.PRECISION != "auto":
+        return cfg
+    precision = (read_identity(folder).settings or {}).get("MODEL.PRECISION")
+    if precision is None and distributed.is_main():
+        precision = choose_precision(choose_device(cfg.DEVICE))
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.PRECISION = distributed.broadcast(precision)
+    cfg.freeze()
+    return cfg
+
+
+# FLOP of a run, some minutes' work on a CPU, from which the precision is worth a line and the tenth of a second that
+# it takes to measure a CPU
+WORTH_A_LINE = 1e14
+
+
+def suggest_precision(clip_model: CLIP, cfg: CfgNode, images: int) -> None:
+    """A line of the log where a run in fp32 on so many images, each epoch's counted, would be much faster in bf16."""
+    visual = clip_model.visual
+    long = 3 * images * image_flops(visual) > WORTH_A_LINE
+    if long and cfg.MODEL.PRECISION == "fp32" and choose_precision(visual.proj.device) == "bf16":
+        log.info("this device multiplies in bf16 much faster than in fp32: MODEL.PRECISION bf16, or auto, shortens the "
+                 "run, and rounds the frozen weights")
+
+
 def environment(clip_model: CLIP) -> dict[str, object]:
     """What a reader needs to repeat the run's numbers."""
     device = clip_model.visual.proj.device
     return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "precision": clip_model.precision,
             "threads": torch.get_num_threads()}
 
 

@@ -32,6 +32,7 @@ from utils.data.items import Item
 from utils.data.loader import CPU_MICRO_BATCH, build_loader
 from utils.data.views import build_views
 
+from .breakdown import shares_of_time
 from .reference import PlainStep, encode_texts_one_by_one, plain_loader
 
 Row = dict[str, object]
@@ -46,6 +47,8 @@ CASES = (("LaFTer", "shared teacher", {}, 0),
                                                   "MULTI_LAYER_PROMPT.PROGRESSIVE_TRAINING": True}, 0),
          ("MultiLayerLaFTer", "replace, full", {"MULTI_LAYER_PROMPT.MODE": "replace"}, 99))
 CLASSES = 10
+# how a step is run: what it sets
+WAYS = {"eager": {"MODEL.COMPILE": "off"}, "compiled": {"MODEL.COMPILE": "on"}}
 PRODUCTS = 10  # a block's matrix products, so many times in each turn
 PHOTO = (640, 480)
 
@@ -93,9 +96,9 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float |
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
-def matrix_products(backbone: str, precision: str, batch: int, device: torch.device,
-                    prompts: int = 50) -> tuple[dict[str, Callable[[], None]], int]:
-    """(functions that do a block's matrix products and those of its input's gradient PRODUCTS times, in two ways; their
+def matrix_products(backbone: str, precision: str, batch: int, device: torch.device, prompts: int = 50,
+                    times: int = PRODUCTS) -> tuple[dict[str, Callable[[], None]], int]:
+    """(functions that do a block's matrix products and those of its input's gradient so many times, in two ways; their
     FLOP): what no step of the model can do without. On a CPU by micro-batches, as the step does: the faster way."""
     size, _, width, patch = BACKBONES[backbone][:4]
     dtype, tokens = PRECISIONS[precision], 1 + (size // patch) ** 2 + prompts
@@ -107,18 +110,18 @@ def matrix_products(backbone: str, precision: str, batch: int, device: torch.dev
 
     def run(multiply: Callable) -> None:
         with torch.no_grad():
-            for x, weight in pairs * PRODUCTS:
+            for x, weight in pairs * times:
                 multiply(x, weight, None)
 
     return ({"torch's linear": lambda: run(F.linear), "the model's linear": lambda: run(linear)},
-            PRODUCTS * sum(2 * x.numel() * len(weight) for x, weight in pairs))
+            times * sum(2 * x.numel() * len(weight) for x, weight in pairs))
 
 
-def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: int, batch: int,
-              compile_mode: str) -> tuple[CfgNode, Training, Objective, dict[str, Tensor]]:
+def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: int,
+              batch: int) -> tuple[CfgNode, Training, Objective, dict[str, Tensor]]:
     """A trainer as LaFTer.py builds it, in the phase of `epoch`, and a random batch."""
     cfg = load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "PROMPT_INIT": "uniform",
-                             "MODEL.COMPILE": compile_mode, **values})
+                             "MODEL.COMPILE": "off", **values})
     device, size = clip_model.visual.proj.device, clip_model.visual.input_resolution
     torch.manual_seed(0)
     classifier = F.normalize(torch.randn(CLASSES, clip_model.embed_dim), dim=-1).to(device)
@@ -151,13 +154,14 @@ def take_step(training: Training, objective: Objective, cfg: CfgNode, batch: dic
 
 
 def measure_step(backbone: str, precision: str, batch: int, case: tuple, device: torch.device, repeats: int,
-                 compile_mode: str = "off", checkpointing: bool = False) -> Row:
+                 way: str = "eager", checkpointing: bool = False, reference: bool = True,
+                 products_times: int = PRODUCTS) -> Row:
     """A row: our step, in turns with reference (c), which is LaFTer's step whatever the case, and with the matrix
-    products alone, whose rate sets the floor."""
+    products alone, whose rate sets the floor; under `shares`, where the step's time goes."""
     trainer, mode, values, epoch = case
     clip_model = make_clip(backbone, precision, device)
-    values = {**values, "MODEL.CHECKPOINT_GRADIENTS": checkpointing, "MODEL.PRECISION": precision}
-    cfg, training, objective, views = make_step(clip_model, trainer, values, epoch, batch, compile_mode)
+    values = {**values, **WAYS[way], "MODEL.CHECKPOINT_GRADIENTS": checkpointing, "MODEL.PRECISION": precision}
+    cfg, training, objective, views = make_step(clip_model, trainer, values, epoch, batch)
 
     def step() -> None:
         take_step(training, objective, cfg, views)
@@ -167,20 +171,28 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
     prepare_blocks(clip_model, cfg, images=1)
     step()  # compiles
     memory = peak_memory(step, device)
-    other = make_clip(backbone, precision, device)
-    width = other.visual.class_embedding.numel()
-    plain = PlainStep(other, training.teacher.classifier, 0.02 * torch.randn(1, 50, width, device=device),
-                      training.teacher.classifier)
-    products, flops = matrix_products(backbone, precision, batch, device)
-    seconds = interleaved({"ours": step, "reference": lambda: plain(views["weak"], views["strong"]), **products},
-                          repeats, device)
-    rate = flops / min(seconds[name] for name in products)
+    functions, flops = matrix_products(backbone, precision, batch, device, times=products_times)
+    products = list(functions)
+    functions["ours"] = step
+    if reference:
+        plain = plain_step(backbone, precision, training.teacher.classifier)
+        functions["reference"] = lambda: plain(views["weak"], views["strong"])
+    seconds = interleaved(functions, repeats, device)
+    rate, plain_seconds = flops / min(seconds[name] for name in products), seconds.get("reference")
     return {"trainer": trainer, "mode": mode, "backbone": backbone, "precision": precision, "batch": batch,
-            "compile": compile_mode, "checkpointing": checkpointing, "seconds": seconds["ours"],
+            "way": way, "checkpointing": checkpointing, "seconds": seconds["ours"],
             "images_per_s": batch / seconds["ours"], "tflop": counter.get_total_flops() / 1e12,
             "gemm_tflop_per_s": rate / 1e12, "floor_fraction": counter.get_total_flops() / rate / seconds["ours"],
-            "peak_gb": memory, "reference_seconds": seconds["reference"],
-            "times_reference": seconds["reference"] / seconds["ours"]}
+            "peak_gb": memory, "reference_seconds": plain_seconds,
+            "times_reference": plain_seconds and plain_seconds / seconds["ours"],
+            "shares": shares_of_time(step, device)}
+
+
+def plain_step(backbone: str, precision: str, classifier: Tensor) -> PlainStep:
+    """Reference (c) on a model of its own."""
+    other = make_clip(backbone, precision, classifier.device)
+    prompts = 0.02 * torch.randn(1, 50, other.visual.class_embedding.numel(), device=classifier.device)
+    return PlainStep(other, classifier, prompts, classifier)
 
 
 def measure_apart(*args: object) -> Row:
@@ -226,14 +238,14 @@ def draw_photos(folder: Path, count: int, size: tuple[int, int] = PHOTO) -> list
 
 
 def measure_pipeline(folder: Path, device: torch.device, count: int, size: int, workers: int, repeats: int,
-                     photo: tuple[int, int] = PHOTO) -> list[Row]:
+                     photo: tuple[int, int] = PHOTO) -> Iterator[Row]:
     """Rows for our loader without worker processes and with `workers`, each in turns with reference (b), which has
     `workers`: images per second of an epoch with both views, the first one (which fills the cache) and the others."""
     paths = draw_photos(folder / "photos", count, photo)
     cfg = load_config(flags={"DATASET.NAME": "folder"})
     mean, std = cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
     weak, strong = build_views(size, cfg.INPUT.TRANSFORMS, mean, std)
-    items, rows = [Item(path, 0, "") for path in paths], []
+    items = [Item(path, 0, "") for path in paths]
     for own_workers in dict.fromkeys((0, workers)):
         start = time.perf_counter()
         loader = build_loader(items, {"weak": weak, "strong": strong}, 50, own_workers, shuffle=True, device=device,
@@ -242,11 +254,10 @@ def measure_pipeline(folder: Path, device: torch.device, count: int, size: int, 
         plain = plain_loader(paths, size, mean, std, 50, workers)
         seconds = interleaved({"ours": lambda loader=loader: consume(loader),
                                "reference": lambda plain=plain: consume(plain)}, repeats, device)
-        rows.append({"photos": f"{photo[0]}x{photo[1]}", "images": count, "size": size, "workers": own_workers,
-                     "reference_workers": workers, "filling_images_per_s": count / first,
-                     "images_per_s": count / seconds["ours"], "reference_images_per_s": count / seconds["reference"],
-                     "times_reference": seconds["reference"] / seconds["ours"]})
-    return rows
+        yield {"photos": f"{photo[0]}x{photo[1]}", "images": count, "size": size, "workers": own_workers,
+               "reference_workers": workers, "filling_images_per_s": count / first,
+               "images_per_s": count / seconds["ours"], "reference_images_per_s": count / seconds["reference"],
+               "times_reference": seconds["reference"] / seconds["ours"]}
 
 
 def consume(loader: Sequence) -> None:
