@@ -68,7 +68,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", nargs="?", const="", help="write a record: a file, or configs/benchmarks/...")
     args = parser.parse_args(argv)
     if args.quick:
-        args.batch, args.repeats, args.modes = [10], 1, [mode for mode in QUICK_MODES if mode in args.modes]
+        args.batch, args.repeats = [10], 1
+        args.modes = [mode for mode in QUICK_MODES if mode in args.modes] or args.modes
         args.limit = min(args.limit, QUICK_LIMIT)
     return args
 

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def test_the_plain_step_is_our_step():
     """Losses and gradients of reference (c) and of LaFTer with a shared teacher."""
     clip_model = make_clip("tiny", "fp32", CPU)
-    cfg, training, objective, batch = make_step(clip_model, "LaFTer", {}, 0, 13, "off")
+    cfg, training, objective, batch = make_step(clip_model, "LaFTer", {}, 0, 13)
     other = make_clip("tiny", "fp32", CPU)
     plain = PlainStep(other, training.teacher.classifier, training.model.prompt_embeddings,
                       training.model.adapter.weight)
@@ -62,7 +62,7 @@ def test_the_image_reference_has_our_weak_view(tmp_path):
 
 
 def test_the_pipelines_rows(tmp_path):
-    rows = measure_pipeline(tmp_path, CPU, 12, 32, 1, 1, photo=(64, 48))
+    rows = list(measure_pipeline(tmp_path, CPU, 12, 32, 1, 1, photo=(64, 48)))
     assert [row["workers"] for row in rows] == [0, 1]
     assert all(row["images"] == 12 and row["images_per_s"] > 0 and row["filling_images_per_s"] > 0 for row in rows)
 
