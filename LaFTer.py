@@ -161,8 +161,8 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
               "classnames": splits.classnames, "dataset": identity.dataset}
     suggest_precision(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
-    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     training, criterion = build_training(cfg, clip_model, model, classifier, agreed)
+    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH, loaders["train"])
     training.interrupts, training.references = interrupts, references
     training.unreadable = result.pop("unreadable", [])  # told already
     if cfg.RESUME:

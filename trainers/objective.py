@@ -43,7 +43,7 @@ class Objective:
         self.dual_task = None
         if cfg.DUAL_TASK.ENABLED:
             self.dual_task = DualTaskLoss(cfg.DUAL_TASK.LAMBDA, cfg.DUAL_TASK.TEMPERATURE)
-        self.generated = generated_distributions(cfg, classnames)
+        self.generated = generated_distributions(cfg, classnames)  # on the device of the labels once it knows it
 
     def __call__(self, prediction: Prediction, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parts of the loss, scalars; their sum is minimised. `labels` [batch]: true or pseudo."""
@@ -58,8 +58,10 @@ class Objective:
 
     def _distributions(self, labels: Tensor, batch: dict[str, Tensor]) -> Tensor:
         if self.generated is not None:
-            return self.generated.to(labels.device)[labels]
+            if self.generated.device != labels.device:
+                self.generated = self.generated.to(labels.device)
+            return self.generated[labels]
         if "distribution" not in batch:
             raise InputError("the training images carry no annotated distributions: "
                              "set DATASET.DISTRIBUTION_STRATEGY strategy1")
-        return batch["distribution"].to(labels.device)
+        return batch["distribution"]

@@ -28,7 +28,8 @@ class Teacher:
     def __init__(self, clip_model: CLIP, classifier: Tensor, mode: str = "shared", decay: float = 0.999):
         self.clip, self.mode, self.decay = clip_model, mode, decay
         self.classifier = classifier.detach().clone()
-        self.table: Tensor | None = None
+        self.table: Tensor | None = None  # of mode `frozen`: the label of each image
+        self.unlabelled: Tensor | None = None  # on the CPU: which images it has none for
         self.average = {name: parameter.detach().clone() for name, parameter in self._layernorms().items()}
 
     def _layernorms(self) -> dict[str, Tensor]:
@@ -41,21 +42,24 @@ class Teacher:
         if self.mode == "frozen":
             outputs = plain_features(self.clip, loader, "pseudo-labels")
             labels = (outputs["features"] @ self.classifier.cpu().t()).argmax(1)
-            self.table = torch.full((len(loader.dataset),), UNKNOWN)  # images that cannot be read stay so
-            self.table[outputs["index"]] = labels
+            table = torch.full((len(loader.dataset),), UNKNOWN)  # images that cannot be read stay so
+            table[outputs["index"]] = labels
+            self.table, self.unlabelled = table.to(self.classifier.device), table == UNKNOWN
+
+    def check(self, batch: dict[str, Tensor]) -> None:
+        """InputError where the table of mode `frozen` has no label for an image of `index`, on the CPU, of a batch:
+        asked apart, for `labels` waits for nothing."""
+        if self.unlabelled is not None and self.unlabelled[batch["index"]].any():
+            raise InputError("an image can be read now that could not be when the pseudo-labels were made; start "
+                             "anew, or use PSEUDO_LABEL.TEACHER shared")
 
     @torch.no_grad()
     def labels(self, batch: dict[str, Tensor]) -> Tensor:
-        """Pseudo-labels [batch] of a batch with `weak` images and `index`."""
-        device = self.classifier.device
+        """Pseudo-labels [batch] of a batch with `weak` images and `index`, on the device."""
         if self.mode == "frozen":
-            labels = self.table[batch["index"]].to(device)
-            if (labels == UNKNOWN).any():
-                raise InputError("an image can be read now that could not be when the pseudo-labels were made; start "
-                                 "anew, or use PSEUDO_LABEL.TEACHER shared")
-            return labels
+            return self.table[batch["index"]]
         weights = self.average if self.mode == "ema" else {}
-        features = torch.cat([functional_call(self.clip.visual, weights, (micro["weak"].to(device),))
+        features = torch.cat([functional_call(self.clip.visual, weights, (micro["weak"],))
                               for micro in micro_batches({"weak": batch["weak"]})])
         return (F.normalize(features.float(), dim=-1) @ self.classifier.t()).argmax(1)
 
@@ -63,8 +67,8 @@ class Teacher:
     def step(self) -> None:
         """After an optimiser step: let the average follow (mode `ema`)."""
         if self.mode == "ema":
-            for name, parameter in self._layernorms().items():
-                self.average[name].lerp_(parameter, 1 - self.decay)
+            parameters = self._layernorms()
+            torch._foreach_lerp_([self.average[name] for name in parameters], list(parameters.values()), 1 - self.decay)
 
     def state_dict(self) -> dict[str, object]:
         average = self.average if self.mode == "ema" else {}
@@ -72,5 +76,7 @@ class Teacher:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.classifier = state["classifier"].to(self.classifier.device)
-        self.table = state["table"]
+        if state["table"] is not None:
+            self.table = state["table"].to(self.classifier.device)
+            self.unlabelled = (self.table == UNKNOWN).cpu()
         self.average.update({name: tensor.to(self.classifier.device) for name, tensor in state["average"].items()})

@@ -48,7 +48,10 @@ CASES = (("LaFTer", "shared teacher", {}, 0),
          ("MultiLayerLaFTer", "replace, full", {"MULTI_LAYER_PROMPT.MODE": "replace"}, 99))
 CLASSES = 10
 # how a step is run: what it sets
-WAYS = {"eager": {"MODEL.COMPILE": "off"}, "compiled": {"MODEL.COMPILE": "on"}}
+WAYS = {"eager": {"MODEL.COMPILE": "off", "TRAIN.CUDA_GRAPH": "off"},
+        "compiled": {"MODEL.COMPILE": "on", "TRAIN.CUDA_GRAPH": "off"},
+        "graph": {"MODEL.COMPILE": "off", "TRAIN.CUDA_GRAPH": "on"},
+        "compiled graph": {"MODEL.COMPILE": "on", "TRAIN.CUDA_GRAPH": "on"}}
 PRODUCTS = 10  # a block's matrix products, so many times in each turn
 PHOTO = (640, 480)
 
