@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +29,7 @@ REST = "rest"
 
 def shares_of_time(function: Callable[[], object], device: torch.device) -> dict[str, float]:
     """{kind: its share of the time} of a call of `function`: of the GPU's, or of the CPU's, which waits for nobody."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of its start and its end, and of GPUs that are not here
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as profiler:
         function()

@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from clip.model import CLIP, PRECISIONS
 from clip.transformer import linear
-from trainers.build import TRAINERS, build_training, prepare_blocks
+from trainers.build import TRAINERS, allow_tf32, build_training, prepare_blocks
 from trainers.objective import Objective
 from trainers.state import Progress, Training
 from trainers.texts import encode_texts
@@ -124,7 +124,7 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
               batch: int) -> tuple[CfgNode, Training, Objective, dict[str, Tensor]]:
     """A trainer as LaFTer.py builds it, in the phase of `epoch`, and a random batch."""
     cfg = load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "PROMPT_INIT": "uniform",
-                             "MODEL.COMPILE": "off", **values})
+                             "DATALOADER.TRAIN_X.BATCH_SIZE": batch, **values})
     device, size = clip_model.visual.proj.device, clip_model.visual.input_resolution
     torch.manual_seed(0)
     classifier = F.normalize(torch.randn(CLASSES, clip_model.embed_dim), dim=-1).to(device)
@@ -132,28 +132,30 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
     training, criterion = build_training(cfg, clip_model, model, classifier, {})
     objective = Objective(criterion, cfg, [str(i) for i in range(CLASSES)])
     if cfg.PSEUDO_LABEL.TEACHER == "frozen":
-        training.teacher.table = torch.arange(batch) % CLASSES
+        training.teacher.table = torch.arange(batch, device=device) % CLASSES
     model.start_epoch(epoch)
-    views = {name: torch.randn(batch, 3, size, size, device=device) for name in ("weak", "strong")}
+    views = {name: torch.randn(batch, 3, size, size).to(device) for name in ("weak", "strong")}
     return cfg, training, objective, {**views, "index": torch.arange(batch), "label": torch.zeros(batch).long()}
 
 
 class OneBatch:
-    """A loader of a single batch that is there already: a pass over it is a step."""
+    """A loader of a single batch that is there already, so many times: a pass over it is as many steps."""
 
-    def __init__(self, batch: dict[str, Tensor]):
-        self.batch, self.unreadable = batch, []
-        self.batch_sampler = SimpleNamespace(epoch=0, start=0, num_batches=1,
+    def __init__(self, batch: dict[str, Tensor], times: int = 1):
+        self.batch, self.times, self.unreadable = batch, times, []
+        self.batch_sampler = SimpleNamespace(epoch=0, start=0, num_batches=times,
                                              batch_images=lambda _: len(batch["label"]))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        yield dict(self.batch)
+        for _ in range(self.times):
+            yield dict(self.batch)
 
 
-def take_step(training: Training, objective: Objective, cfg: CfgNode, batch: dict[str, Tensor]) -> dict[str, object]:
-    """One step of the training loop on a batch; returns its row of the record."""
+def take_step(training: Training, objective: Objective, cfg: CfgNode, batch: dict[str, Tensor],
+              times: int = 1) -> dict[str, object]:
+    """A step of the training loop on a batch, or so many; returns their row of the record."""
     training.progress = Progress()
-    return train_one_epoch(training, objective, OneBatch(batch), cfg)
+    return train_one_epoch(training, objective, OneBatch(batch, times), cfg)
 
 
 def measure_step(backbone: str, precision: str, batch: int, case: tuple, device: torch.device, repeats: int,
@@ -162,6 +164,8 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
     """A row: our step, in turns with reference (c), which is LaFTer's step whatever the case, and with the matrix
     products alone, whose rate sets the floor; under `shares`, where the step's time goes."""
     trainer, mode, values, epoch = case
+    if device.type == "cuda":
+        allow_tf32(True)  # as a run has it
     clip_model = make_clip(backbone, precision, device)
     values = {**values, **WAYS[way], "MODEL.CHECKPOINT_GRADIENTS": checkpointing, "MODEL.PRECISION": precision}
     cfg, training, objective, views = make_step(clip_model, trainer, values, epoch, batch)
@@ -172,7 +176,9 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
     with FlopCounterMode(display=False) as counter:
         step()
     prepare_blocks(clip_model, cfg, images=1)
-    step()  # compiles
+    training.graphs.recordings.clear()  # what is recorded is what was compiled
+    for _ in range(2 if "graph" in way else 1):  # compiles, and records
+        step()
     memory = peak_memory(step, device)
     functions, flops = matrix_products(backbone, precision, batch, device, times=products_times)
     products = list(functions)
