@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace, device: torch.device, folder: Path, record
         show("Where the step's time goes", ({**{key: row[key] for key in ("trainer", "mode", "backbone", "precision",
                                                                           "way")},
                                              **{kind: f"{share:.1%}" for kind, share in row["shares"].items()}}
-                                            for row in record["steps"]))
+                                            for row in record["steps"] if row["shares"]))
     if "texts" in args.only:
         count = 100 if args.quick else 500
         record["texts"] = show("Texts, against one at a time at 77 tokens", clock.run(

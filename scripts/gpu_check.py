@@ -24,9 +24,11 @@ and install them there, without a network and without touching PyTorch:
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,9 +40,11 @@ import benchmark
 from gpu_checks.checks import SIZES, Check, Size
 from gpu_checks.parity import parity_checks, waiting_checks
 from gpu_checks.runs import demo_checks, process_checks, resume_checks
+from gpu_checks.speed import measure_speed
 
 from LaFTer import exit_with_message
 from trainers.build import choose_device
+from trainers.distributed import USER_ERRORS
 
 LIMIT = 360.0  # seconds for all together
 KINDS = ("parity", "waiting", "demo", "resume", "processes", "speed")
@@ -70,9 +74,9 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     if "speed" in args.only:
         record |= measure_speed(size, device, args.limit - (time.perf_counter() - start))
     record["seconds"] = time.perf_counter() - start
-    failed = [f"{row['check']}: {row['case']}" for row in checks if row["passed"] != "yes"]
-    print(f"\n{len(checks) - len(failed)} of {len(checks)} checks passed, in {record['seconds']:.0f} s"
-          + "".join(f"\nNOT as it should be: {name}" for name in failed))
+    failed = failures(record)
+    print(f"\n{sum(row['passed'] == 'yes' for row in checks)} of {len(checks)} checks passed, in "
+          f"{record['seconds']:.0f} s" + "".join(f"\nNOT as it should be: {name}" for name in failed))
     if args.json is not None:
         path = benchmark.record_path(record)
         benchmark.write_record(record, Path(args.json) if args.json else path.with_name(f"gpu-check-{path.name}"))
@@ -87,32 +91,29 @@ def rows(size: Size, device: torch.device, folder: Path, kinds: list[str]) -> It
         "processes": lambda: process_checks(size, device, folder)}
     for kind, function in checks.items():
         start = time.perf_counter()
-        for check in function() if kind in kinds else ():
+        for check in told(kind, function()) if kind in kinds else ():
             yield {"check": check.kind, "case": check.case, "passed": "yes" if check.passed else "NO",
                    "what": check.meaning, "value": check.value, "seconds": time.perf_counter() - start}
             start = time.perf_counter()
 
 
-def measure_speed(size: Size, device: torch.device, limit: float) -> dict[str, object]:
-    """scripts/benchmark.py's rows of the step: `steps`, and what was `left_out` for want of time."""
-    clock = benchmark.Clock(limit)
+def told(kind: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """The checks; an error, told in full on the terminal, is one that failed, and ends those of its kind alone."""
+    try:
+        yield from checks
+    except (RuntimeError, OSError, subprocess.SubprocessError, *USER_ERRORS) as error:
+        traceback.print_exc()
+        yield Check(kind, f"an error: {' '.join(str(error).split())[:300]}", False)
 
-    def cases() -> Iterator[benchmark.Case]:
-        for backbone, precisions, ways, checkpointing in size.speed:
-            args = benchmark.parse(["--quick", "--backbones", backbone, "--precision", *precisions, "--ways", *ways,
-                                    "--modes", "shared teacher", *(["--checkpointing"] if checkpointing else [])])
-            if device.type == "cuda":
-                args.batch, args.repeats = [50], 5
-            yield from benchmark.step_cases(args, device)
 
-    steps = benchmark.show("The step", clock.run(cases()))
-    if clock.left_out:
-        print(f"\nleft out, for want of time: {'; '.join(clock.left_out)}")
-    return {"steps": steps, "left_out": clock.left_out}
+def failures(record: dict[str, object]) -> list[str]:
+    """What is not as it should be."""
+    return [f"{row['check']}: {row['case']}" for row in record["checks"] if row["passed"] != "yes"] + [
+        f"speed: {name}" for name in record.get("failed", ())]
 
 
 def check_or_fail() -> None:
-    if any(row["passed"] != "yes" for row in main()["checks"]):
+    if failures(main()):
         sys.exit(1)
 
 

@@ -13,13 +13,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import benchmark
 import gpu_check
-from gpu_checks import parity
+from benchmarks.parts import measure_step
+from gpu_checks import parity, runs, speed
 from gpu_checks.checks import SIZES
+from gpu_checks.speed import measure_speed
 
 CPU = torch.device("cpu")
 
 
-def test_all_that_is_checked_passes_on_the_cpu(tmp_path, capsys):
+def test_all_that_is_checked_passes_on_the_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("benchmark.measure_apart", measure_step)  # here: another process would only take longer
     path = tmp_path / "record.json"
     record = gpu_check.main(["--device", "cpu", "--size", "tiny", "--json", str(path)])
     assert json.loads(path.read_text()) == record and record["kind"] == "cpu" and record["date"] and record["device"]
@@ -29,6 +32,7 @@ def test_all_that_is_checked_passes_on_the_cpu(tmp_path, capsys):
         "parity": 12, "demo": 2, "resume": 1, "processes": 1}
     assert len({row["case"] for row in record["checks"]}) == 16
     assert [(row["backbone"], row["way"]) for row in record["steps"]] == [("tiny", "eager")]
+    assert [row["compiled"] for row in record["views"]] == [False] and not record["failed"] + record["left_out"]
     printed = capsys.readouterr().out
     assert "| parity | LaFTer, ema teacher, graph | yes |" in printed and "16 of 16 checks passed" in printed
 
@@ -42,11 +46,12 @@ def test_another_loss_fails_the_check_and_the_exit_status_tells(monkeypatch, cap
     assert end.value.code == 1
     printed = capsys.readouterr().out
     assert "| NO | largest difference of a loss | 0.001 |" in printed
-    assert "0 of 12 checks passed" in printed and "NOT as it should be: parity: LaFTer, shared teacher, eager" in printed
+    assert "0 of 12 checks passed" in printed
+    assert "NOT as it should be: parity: LaFTer, shared teacher, eager" in printed
 
 
 def test_what_there_is_no_time_for_is_left_out_and_named(capsys, monkeypatch):
-    assert gpu_check.measure_speed(SIZES["full"], CPU, -1.0)["left_out"][0] == "shared teacher, ViT-B/32, bf16, eager"
+    assert measure_speed(SIZES["full"], CPU, -1.0)["left_out"][0] == "shared teacher, ViT-B/32, bf16, eager"
     assert "left out, for want of time: shared teacher, ViT-B/32, bf16, eager; " in capsys.readouterr().out
     now = [0.0]
     monkeypatch.setattr("benchmark.time.perf_counter", lambda: now[0])
@@ -57,5 +62,21 @@ def test_what_there_is_no_time_for_is_left_out_and_named(capsys, monkeypatch):
         return [{"seconds": seconds}]
 
     cases = [(name, lambda seconds=seconds: case(seconds)) for name, seconds in
-             (("a", 1.0), ("b", 5.0), ("c", 3.0), ("d", 0.5))]  # d might take as long as b did: 9 + 5 > 10
+             (("a", 1.0), ("b", 5.0), ("c", 3.0), ("d", 0.5))]  # c might take as long as b did: 6 + 5 > 10
     assert [row["seconds"] for row in clock.run(cases)] == [1.0, 5.0] and clock.left_out == ["c", "d"]
+
+
+def test_an_error_is_a_check_that_failed_and_does_not_end_the_others(monkeypatch, capsys, tmp_path):
+    def fail(*_):
+        raise RuntimeError("CUDA error:\nout of memory")
+
+    monkeypatch.setattr(parity, "make_clip", fail)
+    monkeypatch.setattr(runs, "run_here", fail)
+    monkeypatch.setattr(speed, "measure_views", fail)
+    monkeypatch.setattr("benchmark.measure_apart", fail)
+    record = gpu_check.main(["--device", "cpu", "--size", "tiny", "--only", "parity", "demo", "speed"])
+    message = "CUDA error: out of memory"
+    assert gpu_check.failures(record) == [f"parity: an error: {message}", f"demo: an error: {message}",
+                                          f"speed: shared teacher, tiny, fp32, eager: {message}",
+                                          f"speed: views: {message}"]
+    assert f"| demo | an error: {message} | NO |" in capsys.readouterr().out

@@ -194,7 +194,7 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
             "gemm_tflop_per_s": rate / 1e12, "floor_fraction": counter.get_total_flops() / rate / seconds["ours"],
             "peak_gb": memory, "reference_seconds": plain_seconds,
             "times_reference": plain_seconds and plain_seconds / seconds["ours"],
-            "shares": shares_of_time(step, device)}
+            "shares": shares_of_time(step, device) if device.type == "cpu" or "graph" not in way else {}}
 
 
 def plain_step(backbone: str, precision: str, classifier: Tensor) -> PlainStep:
@@ -217,6 +217,23 @@ def description_texts(count: int) -> list[str]:
                    key=Path.as_posix)
     texts = [text for path in files for own in json.loads(path.read_text(encoding="utf-8")).values() for text in own]
     return [texts[i % len(texts)] for i in range(count)]
+
+
+def measure_views(size: int, batch: int, device: torch.device, repeats: int, compiled: bool) -> Row:
+    """A row: the weak and the strong views of a batch, made of pixels that lie on the device already."""
+    cfg, pixels = load_config(flags={"DATASET.NAME": "folder"}), np.zeros((size, size, 3), dtype=np.uint8)
+    views = build_views(size, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    images = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8).to(device)
+    drawn = [torch.stack([view.sample(pixels, np.random.default_rng(number))[1] for number in range(batch)]).to(device)
+             for view in views]
+    finish = [torch.compile(view.finish, dynamic=False) if compiled else view.finish for view in views]
+
+    def make() -> None:
+        for function, params in zip(finish, drawn):
+            function(images, params)
+
+    seconds = interleaved({"ours": make}, repeats, device)["ours"]
+    return {"size": size, "batch": batch, "compiled": compiled, "seconds": seconds, "images_per_s": batch / seconds}
 
 
 def measure_texts(backbone: str, precision: str, device: torch.device, count: int, repeats: int) -> Row:

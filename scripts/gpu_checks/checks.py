@@ -48,6 +48,6 @@ SIZES = {
         ("ViT-L/14", ("bf16",), ("eager", "graph"), True))),
     "small": Size("tiny", 7, False, tuple(PRECISIONS), (40, 20), (*SHORT, "--epochs", "2"), (*SHORT, "--epochs", "4"), (
         ("ViT-B/32", ("fp32", "bf16"), ("eager",), False),)),
-    "tiny": Size("tiny", 4, False, ("fp32", "bf16"), (3, 1), (*SHORT, "--epochs", "1"), (*SHORT, "--epochs", "3"), (
+    "tiny": Size("tiny", 4, False, ("fp32", "bf16"), (3, 1), (*SHORT, "--epochs", "2"), (*SHORT, "--epochs", "2"), (
         ("tiny", ("fp32",), ("eager",), False),)),
 }

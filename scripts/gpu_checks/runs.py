@@ -81,23 +81,33 @@ def process_checks(size: Size, device: torch.device, folder: Path) -> Iterator[C
         port = free.getsockname()[1]
     command = arguments(folder, "two", device, *size.short)
     command[command.index("--device") + 1] = "cpu" if device.type == "cpu" else "auto"
-    with contextlib.ExitStack() as stack:  # both the first of their machine: they share its GPU
-        processes = [stack.enter_context(start(command, RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2",
-                                               MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))) for rank in range(2)]
-        said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    shared = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [start(command, RANK=str(rank), **shared) for rank in range(2)]  # each takes the machine's first GPU
+    said = [wait_for(process, processes) for process in processes]
     if any(process.returncode for process in processes):
-        yield Check("processes", f"two of them: {said[0][-300:]}{said[1][-300:]}", False)
+        yield Check("processes", f"two of them: {' '.join(''.join(said)[-500:].split())}", False)
         return
     difference = abs(read_rows(run_folder(folder, "two") / "metrics.jsonl")[-1]["loss"] / whole - 1)
     yield Check("processes", "two of them, by gloo", difference < SAME_RUN, "difference of the last loss", difference)
 
 
+def wait_for(process: subprocess.Popen, others: Sequence[subprocess.Popen]) -> str:
+    """What a process said, once it has ended; where that takes too long it is killed with the others."""
+    try:
+        return process.communicate(timeout=PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        for each in others:
+            each.kill()
+        return process.communicate()[0] + " (killed, for it did not end)"
+
+
 def last_loss(size: Size, device: torch.device, folder: Path) -> float:
-    """Of the run that is left alone, which is made once."""
+    """Of the run that is left alone, which is made once; where it is the demo's own, that one."""
     draw_faces(size, folder)
-    metrics = run_folder(folder, "whole") / "metrics.jsonl"
+    name = "fp32" if size.short == size.demo else "whole"
+    metrics = run_folder(folder, name) / "metrics.jsonl"
     if not metrics.exists():
-        run_here(arguments(folder, "whole", device, *size.short), folder)
+        run_here(arguments(folder, name, device, *size.short), folder)
     return read_rows(metrics)[-1]["loss"]
 
 
