@@ -184,10 +184,12 @@ class MultiLayerTransformer(Transformer):
     def num_stages(self) -> int:
         return len(self.stage_boundaries)
 
-    def _inject_prompt_at_stage(self, x: Tensor, stage_prompt: Tensor) -> Tensor:
-        """Put `stage_prompt` [1 or batch, n, width] after CLS and before all other tokens of x."""
+    def _inject_prompt_at_stage(self, x: Tensor, stage_prompt: Tensor, replaced: int = 0) -> Tensor:
+        """Put `stage_prompt` [1 or batch, n, width] after CLS and before all other tokens of x, of which the first
+        `replaced` make room."""
         prompt = stage_prompt.to(dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
-        return torch.cat([x[:, :1], prompt, x[:, 1:]], dim=1)
+        cls, _, others = x.split([1, replaced, x.shape[1] - 1 - replaced], dim=1)
+        return torch.cat([cls, prompt, others], dim=1)
 
     def forward(self, x: Tensor, multi_prompts: Sequence[Tensor | None] | None = None,
                 prompt_mode: str = "append", cls_only: bool = False) -> tuple[Tensor, list[list[Tensor]]]:
@@ -207,9 +209,8 @@ class MultiLayerTransformer(Transformer):
         present, stage_outputs = 0, []
         for layers, prompt in zip(self.stage_boundaries, prompts):
             if prompt is not None:
-                if prompt_mode == "replace" and present:
-                    x = torch.cat([x[:, :1], x[:, 1 + present:]], dim=1)
-                x, present = self._inject_prompt_at_stage(x, prompt), prompt.shape[1]
+                x = self._inject_prompt_at_stage(x, prompt, present if prompt_mode == "replace" else 0)
+                present = prompt.shape[1]
             outputs = []
             for layer in layers:
                 x = self._run_block(layer, x, cls_only and layer == self.layers - 1)

@@ -35,8 +35,8 @@ from benchmarks.scaling import measure_scaling
 
 from clip.model import PRECISIONS
 from clip.precision import choose_precision
-from LaFTer import exit_with_message
 from trainers.build import choose_device
+from trainers.program import exit_with_message
 
 Case = tuple[str, Callable[[], Iterable[Row]]]  # its name, and what measures it
 PROJECT = Path(__file__).resolve().parent.parent

@@ -42,9 +42,9 @@ from gpu_checks.parity import parity_checks, waiting_checks
 from gpu_checks.runs import demo_checks, process_checks, resume_checks
 from gpu_checks.speed import measure_speed
 
-from LaFTer import exit_with_message
 from trainers.build import choose_device
 from trainers.distributed import USER_ERRORS
+from trainers.program import exit_with_message
 
 LIMIT = 360.0  # seconds for all together
 KINDS = ("parity", "waiting", "demo", "resume", "processes", "speed")

@@ -15,6 +15,7 @@ import LaFTer
 from clip.precision import bf16_speedup, choose_precision
 from tests import tiny_run
 from trainers import build
+from trainers import precision as precisions
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -98,12 +99,12 @@ def config(run) -> CfgNode:
 
 def test_of_several_processes_the_first_decides(make_cfg, monkeypatch, tmp_path):
     cfg = make_cfg({"MODEL.PRECISION": "auto"})
-    monkeypatch.setattr(build, "choose_precision", lambda device: pytest.fail("another process measured"))
+    monkeypatch.setattr(precisions, "choose_precision", lambda device: pytest.fail("another process measured"))
     monkeypatch.setattr("trainers.distributed.is_main", lambda: False)
     monkeypatch.setattr("trainers.distributed.broadcast", lambda value: "bf16" if value is None else value)
-    assert build.settle_precision(cfg, tmp_path / "none").MODEL.PRECISION == "bf16"
+    assert precisions.settle_precision(cfg, tmp_path / "none").MODEL.PRECISION == "bf16"
     fixed = make_cfg({"MODEL.PRECISION": "fp16"})
-    assert build.settle_precision(fixed, tmp_path) is fixed
+    assert precisions.settle_precision(fixed, tmp_path) is fixed
 
 
 @pytest.mark.parametrize("precision, speedup, images, told", [
@@ -112,7 +113,7 @@ def test_of_several_processes_the_first_decides(make_cfg, monkeypatch, tmp_path)
 def test_a_long_run_in_fp32_is_told_of_bf16(fast, make_clip, make_cfg, caplog, precision, speedup, images, told):
     fast.speedup = speedup
     with caplog.at_level(logging.INFO):
-        build.suggest_precision(make_clip(2), make_cfg({"MODEL.PRECISION": precision}), images)
+        precisions.suggest_precision(make_clip(2), make_cfg({"MODEL.PRECISION": precision}), images)
     assert ("MODEL.PRECISION bf16, or auto" in caplog.text) == told
 
 

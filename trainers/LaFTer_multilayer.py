@@ -87,7 +87,7 @@ class MultiLayerLaFTer(Tunable):
         features = self.align(visual.project(self.nga(stage_outputs)).float())
         stage_logits = self.adapter(features)  # [stages, batch, classes]
         logits = self.fuse(stage_logits)
-        return Prediction(logits, [stage_logits[stage] for stage in self.active_stages], features)
+        return Prediction(logits, list(stage_logits[len(stage_logits) - len(self.active_stages):]), features)
 
     def align(self, features: Tensor) -> Tensor:
         """Features [stages, batch, embed_dim] through each stage's map to the final features, where one is set."""

@@ -16,7 +16,6 @@ from yacs.config import CfgNode
 
 import clip
 from clip.model import CLIP, VisualTransformer
-from clip.precision import choose_precision
 from utils.config import image_size, resolve_path
 from utils.data.cache import ImageCache
 from utils.data.images import choose_decoding
@@ -25,7 +24,7 @@ from utils.data.loader import CPU_MICRO_BATCH, ViewLoader, build_loader
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import build_views
 from utils.errors import InputError
-from utils.runs.identity import read_identity
+from utils.runs.signals import Interrupts
 from utils.utils import Tunable, setup_lafter_training_utils
 
 from . import distributed
@@ -35,6 +34,7 @@ from .LaFTer_multilayer import MultiLayerLaFTer
 from .state import Training
 from .statistics import empty_alignment, fit_alignment
 from .teacher import Teacher
+from .text_classifier import TextPhase
 from .training import micro_batch_size
 
 log = logging.getLogger(__name__)
@@ -89,38 +89,6 @@ def allow_tf32(allowed: bool) -> None:
     """Whether CUDA may multiply fp32 matrices, and convolve, with inputs rounded to TF32: 11 bits in place of 24."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
-
-
-def settle_precision(cfg: CfgNode, folder: Path) -> CfgNode:
-    """The configuration with MODEL.PRECISION `auto` replaced by what it becomes.
-
-    That is what the run in `folder` has: it goes on, and is evaluated, as it began. Where there is none yet, it is what
-    suits the device; of several processes the first one decides.
-    """
-    if cfg.MODEL.PRECISION != "auto":
-        return cfg
-    precision = (read_identity(folder).settings or {}).get("MODEL.PRECISION")
-    if precision is None and distributed.is_main():
-        precision = choose_precision(choose_device(cfg.DEVICE))
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.PRECISION = distributed.broadcast(precision)
-    cfg.freeze()
-    return cfg
-
-
-# FLOP of a run, some minutes' work on a CPU, from which the precision is worth a line and the tenth of a second that
-# it takes to measure a CPU
-WORTH_A_LINE = 1e14
-
-
-def suggest_precision(clip_model: CLIP, cfg: CfgNode, images: int) -> None:
-    """A line of the log where a run in fp32 on so many images, each epoch's counted, would be much faster in bf16."""
-    visual = clip_model.visual
-    long = 3 * images * image_flops(visual) > WORTH_A_LINE
-    if long and cfg.MODEL.PRECISION == "fp32" and choose_precision(visual.proj.device) == "bf16":
-        log.info("this device multiplies in bf16 much faster than in fp32: MODEL.PRECISION bf16, or auto, shortens the "
-                 "run, and rounds the frozen weights")
 
 
 def environment(clip_model: CLIP) -> dict[str, object]:
@@ -266,18 +234,20 @@ def training_settings(cfg: CfgNode) -> SimpleNamespace:
         label_smoothing=cfg.OPTIM.LABEL_SMOOTHING)
 
 
-def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, classifier: Tensor | None,
-                   identity: dict[str, object]) -> tuple[Training, nn.Module]:
-    """(everything that training changes, the classification loss)."""
+def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, text: TextPhase, identity: dict[str, object],
+                   interrupts: Interrupts | None = None) -> tuple[Training, nn.Module]:
+    """(everything that training changes, the classification loss). `text` gives the teacher its classifier, and what
+    was said of images that are left out."""
     optimizer, scheduler, criterion = setup_lafter_training_utils(training_settings(cfg), model)
     batch, batches = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.ACCUMULATE
     log.info("a step of the optimiser sees %d images%s", images_per_step(cfg),
              f": {batches} times {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
-        teacher = Teacher(clip_model, classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
+        teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
     scaler = torch.amp.GradScaler(model.adapter.weight.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
-    training = Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump())
+    training = Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump(),
+                        interrupts or Interrupts(), references=text.references, unreadable=list(text.unreadable))
     training.graphs = StepGraphs(training.parameters(), enabled=records_steps(cfg, training.device))
     return training, criterion
 

@@ -8,6 +8,7 @@ under. On other devices the same code runs the part itself on the copied inputs.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Hashable, Sequence
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+WARM_UP = 2  # calls with a key before it is recorded: states are made in them, code compiled, algorithms chosen
 Part = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -22,16 +24,21 @@ class StepGraphs:
     """The recorded parts of a step, by name; each takes a dictionary of tensors, returns one, and may read and set the
     gradients of `parameters`.
 
-    A part runs as it is when a key is first seen, so that the optimiser's state and the like are there; from the second
-    time on it is recorded and replayed. A new key takes the place of the old one: of each part one recording is kept.
-    Where recording fails, a line says so and the parts run as they are from then on.
+    With a new key a part runs WARM_UP times as it is; then it is recorded, and replayed from there on. Of each part one
+    recording is kept, that of the last key. Where recording fails, a line says so and the parts run as they are from
+    then on.
     """
 
     def __init__(self, parameters: Sequence[Tensor] = (), enabled: bool = False):
         self.parameters, self.enabled = parameters, enabled
-        on_gpu = enabled and parameters[0].device.type == "cuda"
-        self.stream = torch.cuda.Stream(parameters[0].device) if on_gpu else None
-        self.recordings: dict[str, tuple[Hashable, Recording | None]] = {}
+        self.calls: dict[str, tuple[Hashable, int]] = {}  # of a part: its key, how often it was called with it
+        self.recordings: dict[str, Recording] = {}
+
+    @functools.cached_property
+    def stream(self) -> torch.cuda.Stream | None:
+        """On a GPU: where parts are recorded, and run before that, as CUDA asks for."""
+        device = self.parameters[0].device
+        return torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self, name: str, part: Part, inputs: dict[str, Tensor], key: Hashable | None) -> dict[str, Tensor]:
         """What `part` makes of `inputs`; a part that was recorded overwrites what it returned before. Key None: as it
@@ -39,20 +46,20 @@ class StepGraphs:
         if key is None or not self.enabled:
             return part(inputs)
         key = key, tuple((column, tensor.shape, tensor.dtype) for column, tensor in inputs.items())
-        seen, recording = self.recordings.get(name, (None, None))
-        if seen != key:
-            self.recordings[name] = key, None
+        seen, calls = self.calls.get(name, (None, 0))
+        self.calls[name] = key, calls + 1 if seen == key else 1
+        if self.calls[name][1] <= WARM_UP:
+            self.recordings.pop(name, None)
             return self._beside(part, inputs)
-        if recording is None:
+        if name not in self.recordings:
             try:
-                recording = Recording(part, inputs, self.parameters, self.stream)
+                self.recordings[name] = Recording(part, inputs, self.parameters, self.stream)
             except RuntimeError as error:  # of CUDA: an operation that cannot be recorded, no memory for a second copy
                 log.warning("the step is not recorded as a CUDA graph (%s)", str(error).splitlines()[0])
                 self.enabled = False
                 self.recordings.clear()
                 return part(inputs)
-            self.recordings[name] = key, recording
-        return recording.replay(inputs)
+        return self.recordings[name].replay(inputs)
 
     def _beside(self, part: Part, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run a part in the stream that it will be recorded in, where there is one."""
@@ -73,7 +80,7 @@ class Recording:
     def __init__(self, part: Part, inputs: dict[str, Tensor], parameters: Sequence[Tensor],
                  stream: torch.cuda.Stream | None):
         self.part, self.parameters = part, parameters
-        self.inputs = {name: torch.empty_like(tensor) for name, tensor in inputs.items()}
+        self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         self.graph = None
         if stream is None:
             return

@@ -25,7 +25,7 @@ SAME_RUN = 1e-3  # relative difference of the last loss: on a GPU sums may come 
 PATIENCE = 240  # seconds
 # the program, its processes talking by gloo alone, as where there is no nccl: that one wants a GPU for each process
 GLOO = ("import sys, torch.distributed as d; d.is_nccl_available = lambda: False; sys.path.insert(0, sys.argv.pop(1)); "
-        "import LaFTer; LaFTer.exit_with_message(LaFTer.main)")
+        "import LaFTer; from trainers.program import exit_with_message; exit_with_message(LaFTer.main)")
 
 
 def arguments(folder: Path, name: str, device: torch.device, *more: str) -> list[str]:

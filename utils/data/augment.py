@@ -140,14 +140,14 @@ NO_BLEND, HUE = (1.0, 0.0, 0.0), 3
 
 def _blend_thrice(x: Tensor, columns: Sequence[Tensor]) -> Tensor:
     for factor, mean_share, grey_share in zip(columns[::3], columns[1::3], columns[2::3]):
-        if not _idle((factor != 1) | (grey_share != 0)):
+        if not _idle(factor, 1) or not _idle(grey_share):
             x = blend(x, factor, mean_share, grey_share)
     return x
 
 
-def _idle(changes: Tensor) -> bool:
+def _idle(amounts: Tensor, neutral: float = 0.0) -> bool:
     """Whether none of the images changes, as far as that can be told without waiting for the device."""
-    return changes.device.type == "cpu" and not changes.any()
+    return amounts.device.type == "cpu" and bool((amounts == neutral).all())
 
 
 def luma(x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def luma(x: Tensor) -> Tensor:
 
 
 def blend(x: Tensor, factor: Tensor, mean_share: Tensor, grey_share: Tensor) -> Tensor:
-    """`factor` · x + `mean_share` · the image's mean luma, then by `grey_share` towards each pixel's luma; within 0 … 1.
+    """`factor` · x + `mean_share` · the image's mean luma, then by `grey_share` towards each pixel's luma; in [0, 1].
 
     Each [batch, 1, 1, 1]. (f, 0, 0) is brightness times f, (f, 1 − f, 0) contrast, (1, 0, 1 − f) saturation.
     """

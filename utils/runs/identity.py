@@ -29,7 +29,7 @@ BY_CONTENT = {"DATASET.CLASSNAMES", "DATASET.SPLIT_FILE", "DATASET.DESCRIPTIONS"
               "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.QUICK_GELU"}
 # keys that a trained model can be used with in another value than it was trained with; the answer says so
 CHANGEABLE = ("MODEL.PRECISION", "INPUT.SIZE", "INPUT.EXIF")
-SETTLED = ("MODEL.PRECISION", "auto")  # takes what the run has, see trainers.build.settle_precision
+SETTLED = ("MODEL.PRECISION", "auto")  # takes what the run has, see trainers.precision.settle_precision
 # keys, and beginnings of keys, that make it another model, or one that sees other images
 FIXED = ("PROMPT_NUM", "MULTI_LAYER_PROMPT.", "DUAL_TASK.ENABLED", "INPUT.INTERPOLATION", "INPUT.PIXEL_")
 ACTIVATION = {True: "QuickGELU", False: "the plain GELU"}
