@@ -30,6 +30,7 @@ from trainers.build import (
 from trainers.checks import check_inputs, check_training
 from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective, generated_distributions
+from trainers.precision import settle_precision, suggest_precision
 from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
 from trainers.program import exit_with_message
 from trainers.state import Training
@@ -102,6 +103,8 @@ def train_run(cfg: CfgNode, interrupts: Interrupts) -> dict:
     run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
     try:
         run.lock()
+        source = run.folder if cfg.RESUME in ("", "auto") else find_checkpoint(Path(cfg.RESUME)).parent.parent
+        cfg = settle_precision(cfg, source)
         identity = identify(cfg, splits)
         run.check(identity)
         with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
@@ -159,6 +162,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
     agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
               "classnames": splits.classnames, "dataset": identity.dataset}
+    suggest_precision(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     training, criterion = build_training(cfg, clip_model, model, text, agreed, interrupts)
     prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH, loaders["train"])
     if cfg.RESUME:
@@ -221,7 +225,7 @@ def evaluate_run(cfg: CfgNode, flags: Flags) -> dict:
     check_inputs(cfg)
     with collect_logs() as messages, distributed.one_first():
         splits = load_dataset(cfg)
-    run, expected = read_identity(folder), {}
+    cfg, run, expected = settle_precision(cfg, folder), read_identity(folder), {}
     if (recorded := recorded_splits(folder, run, splits, cfg)) is not None:
         splits, expected["dataset"] = recorded, run.dataset
     with start_logging(folder, messages, distributed.is_main()):
@@ -249,6 +253,7 @@ def evaluate_run(cfg: CfgNode, flags: Flags) -> dict:
 def predict_run(cfg: CfgNode, flags: Flags) -> dict:
     """A run's predictions of one's own images: predictions.csv and .jsonl, in its folder if not in --predict-out."""
     folder = Path(flags.model_dir)
+    cfg = settle_precision(cfg, folder)
     out = Path(flags.predict_out) if flags.predict_out else folder
     with collect_logs() as messages:
         files = find_files(Path(flags.predict))

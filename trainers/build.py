@@ -45,9 +45,12 @@ def load_clip(cfg: CfgNode) -> CLIP:
     device = choose_device(cfg.DEVICE)
     backbone = cfg.MODEL.BACKBONE
     name = find_backbone(backbone.NAME)
+    if device.type == "cuda":
+        allow_tf32(cfg.MODEL.TF32)
     model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
                          image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
                          stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
+    log.info("the backbone computes in %s", model.precision)
     for key, meant in (("PIXEL_MEAN", model.source.pixel_mean), ("PIXEL_STD", model.source.pixel_std)):
         if not np.allclose(cfg.INPUT[key], meant, rtol=0, atol=1e-3):
             log.warning("%s was trained on images of another INPUT.%s than %s: set it to %s", backbone.NAME, key,
@@ -82,11 +85,18 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may multiply fp32 matrices, and convolve, with inputs rounded to TF32: 11 bits in place of 24."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def environment(clip_model: CLIP) -> dict[str, object]:
     """What a reader needs to repeat the run's numbers."""
     device = clip_model.visual.proj.device
     return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "precision": clip_model.precision,
             "threads": torch.get_num_threads()}
 
 
@@ -156,7 +166,8 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device 
     cache = None
     if cfg.DATALOADER.CACHE_GB:
         folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
-        cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
+        # of the processes on a machine the first fills the cache, the others take what is there
+        cache = ImageCache(folder, 0 if distributed.local_rank() else int(cfg.DATALOADER.CACHE_GB * 1e9))
     train_size, batch_size = images_per_step(cfg), cfg.DATALOADER.TEST.BATCH_SIZE
     needed = max(batch_bytes(views.values(), train_size), batch_bytes([weak], batch_size))
     build = functools.partial(build_loader, workers=affordable_workers(cfg.DATALOADER.NUM_WORKERS, needed),

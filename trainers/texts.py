@@ -173,7 +173,7 @@ def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: C
                              "names, load a full CLIP, or skip the text phase (TEXT.SKIP True with true labels)")
     texts = class_texts(classnames, mode, cfg)
     labels = torch.tensor([label for label, own in enumerate(texts) for _ in own])
-    key = cache_key(texts, clip.weights_hash(clip_model), cfg.MODEL.PRECISION, clip_model.quick_gelu)
+    key = cache_key(texts, clip.weights_hash(clip_model), clip_model.precision, clip_model.quick_gelu)
     path = Path(cfg.TEXT.CACHE_DIR) / f"texts_{key}.npz"
     cached = _read_cache(path)
     if cached is None:

@@ -21,7 +21,7 @@ PATHS = ("OUTPUT_DIR", "LOG_DIR", "RESUME", "MODEL.BACKBONE.NAME", "MODEL.DOWNLO
          "DATALOADER.CACHE_DIR", "DATASET.CLASSNAMES")  # ~ is the user's home in them
 CHOICES = {
     "TRAINER.NAME": ("LaFTer", "MultiLayerLaFTer"),
-    "MODEL.PRECISION": ("fp32", "fp16", "bf16"),
+    "MODEL.PRECISION": ("fp32", "fp16", "bf16", "auto"),
     "MODEL.COMPILE": ("auto", "on", "off"),
     "TEXT.MODE": ("lafter", "templates_only", "cls_only", "zero_shot"),
     "TRAIN.CUDA_GRAPH": ("auto", "on", "off"),
@@ -63,7 +63,9 @@ def default_config() -> CN:
     cfg.MODEL = CN(dict(
         BACKBONE=CN(dict(NAME="ViT-B/32",
                          QUICK_GELU=None)),  # False: plain GELU; None: as the checkpoint tells, else QuickGELU
-        PRECISION="fp32", DOWNLOAD_ROOT="",
+        PRECISION="fp32",  # auto: bf16 where the device multiplies it fast, else fp32; config.yaml then says which
+        TF32=True,  # CUDA, fp32: products of inputs rounded to TF32, several times as fast; False: all 24 bits
+        DOWNLOAD_ROOT="",
         COMPILE="auto",  # the image tower's blocks; auto: where a run is long enough for it to pay
         CHECKPOINT_GRADIENTS=False))  # less memory for a third more time
     cfg.DATASET = CN(dict(

@@ -37,9 +37,7 @@ class ImageDataset(Dataset):
         self.annotated = bool(items) and all(item.distribution is not None for item in items)
         self.cached: dict[str, CachedImages] = {}
         for view in {view.source: view for view in views.values()}.values() if cache and items else ():
-            images = cache.open([item.path for item in items], view, self.read, on_error, decoding)
-            if images is not None:
-                self.cached[view.source] = images
+            self.cached[view.source] = cache.open([item.path for item in items], view, self.read, on_error, decoding)
 
     def __len__(self) -> int:
         return len(self.items)
