@@ -28,6 +28,7 @@ from trainers.build import (
     load_clip,
     prepare_blocks,
 )
+from trainers.calibration import check_calibration
 from trainers.checks import check_inputs, check_training
 from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective, generated_distributions
@@ -133,7 +134,10 @@ def configure(flags: Flags) -> CfgNode:
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, clip_model: CLIP,
                identity: Identity) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
-    generated_distributions(cfg, splits.classnames)  # what is wrong with them is told before hours of work
+    generated_distributions(cfg, splits.classnames)  # what is wrong is told before hours of work
+    if cfg.TRAIN.SUPERVISION == "pseudo" and not cfg.TRAIN.SKIP:
+        check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, len(splits.train), len(splits.classnames),
+                          cfg.PSEUDO_LABEL.PRIOR)
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
     with distributed.one_first():
         loaders = build_loaders(cfg, read, clip_model.visual.input_resolution, clip_model.visual.proj.device)

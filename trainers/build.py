@@ -216,7 +216,8 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, classifier: T
              f": {batches} times {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
-        teacher = Teacher(clip_model, classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
+        teacher = Teacher(clip_model, classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY,
+                          cfg.PSEUDO_LABEL.CALIBRATION, cfg.PSEUDO_LABEL.PRIOR)
     scaler = torch.amp.GradScaler(model.adapter.weight.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
     return Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump()), criterion
 

@@ -130,7 +130,7 @@ class TrainingStatistics:
     def add_batch(self, losses: dict[str, Tensor], batch: dict[str, Tensor], pseudo_labelled: bool) -> None:
         """Note this process's part of a batch, which counts when its step is done: the parts of the loss, means over
         its images; and, where a teacher `pseudo_labelled` it, how many of its `target`s [batch] are the true labels, as
-        far as those are known."""
+        far as those are known, and how many would be without calibration."""
         count = len(batch["target"])
         self.losses = {"loss": sum(losses.values()), **losses}
         self.batch = {"images": torch.tensor(count), **{name: loss.to(**self.precision) * count
@@ -139,6 +139,8 @@ class TrainingStatistics:
             truth = batch["label"].to(batch["target"].device)
             known = truth != UNKNOWN
             self.batch |= {"known": known.sum(), "right": ((batch["target"] == truth) & known).sum()}
+            if "uncalibrated" in batch:
+                self.batch["right_uncalibrated"] = ((batch["uncalibrated"] == truth) & known).sum()
 
     @torch.no_grad()
     def gradient_norms(self) -> dict[str, Tensor]:
@@ -182,9 +184,9 @@ def summarise_training(sums: dict[str, dict[str, float]], model: Tunable) -> dic
     """An epoch's row of the record from `TrainingStatistics.totals`: the means over the images of the loss and its
     parts; over the steps that were taken the mean norm of the gradient and, as `gradient_norms`, per kind a list over
     the stages, or of one value (None where nothing trained); `skipped_steps`, how many fp16's scaler left out, if
-    any; where known, the pseudo-labels' accuracy."""
+    any; where known, the pseudo-labels' accuracy, and what it would be without calibration."""
     images, steps = dict(sums["images"]), dict(sums["steps"])
-    count, known, right = (images.pop(name, 0) for name in ("images", "known", "right"))
+    count, known, right, plain = (images.pop(name, None) for name in ("images", "known", "right", "right_uncalibrated"))
     taken = steps.get("taken", 0)
     row: dict[str, object] = {name: total / count for name, total in images.items()}
     if taken:
@@ -193,6 +195,8 @@ def summarise_training(sums: dict[str, dict[str, float]], model: Tunable) -> dic
         row["skipped_steps"] = int(steps["skipped_steps"])
     if known:
         row["pseudo_label_accuracy"] = right / known
+        if plain is not None:
+            row["pseudo_label_accuracy_uncalibrated"] = plain / known
     kinds, stages = kinds_and_stages(model)
     row["gradient_norms"] = {}
     for kind in dict.fromkeys(kinds.values()):

@@ -74,7 +74,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
                 optimizer.zero_grad(set_to_none=True)
                 statistics.add_step(step, norm, norms)
                 if teacher:
-                    teacher.step()
+                    teacher.step(planned)
 
             done.step = step + 1
             bar.update()
@@ -207,6 +207,8 @@ def run_epoch(training: Training, objective: Objective, train_loader: ViewLoader
     rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     row = {"epoch": training.epoch + 1, "lr": rates,
            **train_one_epoch(training, objective, train_loader, cfg), **model_statistics(training.model)}
+    if training.teacher:
+        row |= training.teacher.label_statistics()
     row["train_seconds"] = training.progress.seconds
     return row | evaluate(training.model, eval_loaders, training.references)
 
@@ -214,6 +216,8 @@ def run_epoch(training: Training, objective: Objective, train_loader: ViewLoader
 def end_epoch(training: Training, row: dict[str, object], cfg: CfgNode, run: Run) -> None:
     """Move on to the next epoch and save where the run stands: in the record, then in the checkpoints."""
     training.scheduler.step()
+    if training.teacher:
+        training.teacher.end_epoch()
     training.epoch, training.progress = training.epoch + 1, Progress()
     improved = "best" not in training.rows or _validation(row) > _validation(training.rows["best"])
     training.rows |= {"last": row, **({"best": row} if improved else {})}
@@ -239,7 +243,9 @@ def summarise(row: dict) -> str:
     """A row in one line: losses as they are, accuracies (without labels, agreements and confidences) in per cent."""
     parts = [f"{name} {row[name]:.4f}" for name in ("loss", "consistency") if name in row]
     if "pseudo_label_accuracy" in row:
-        parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %")
+        plain = row.get("pseudo_label_accuracy_uncalibrated")
+        parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %"
+                     + ("" if plain is None else f" (uncalibrated {100 * plain:.1f} %)"))
     parts += [f"{row['skipped_steps']} steps left out"] if "skipped_steps" in row else []
     parts += [f"{split} {100 * row[split]['top1']:.1f} %" for split in ("val", "test") if "top1" in row.get(split, {})]
     parts += [f"{split} {name} {100 * row[split][name]:.1f} %" for split in ("val", "test")

@@ -26,6 +26,7 @@ CHOICES = {
     "TEXT.MODE": ("lafter", "templates_only", "cls_only", "zero_shot"),
     "TRAIN.SUPERVISION": ("pseudo", "labels"),
     "PSEUDO_LABEL.TEACHER": ("shared", "frozen", "ema"),
+    "PSEUDO_LABEL.CALIBRATION": ("none", "mean", "std", "balance"),
     "PROMPT_INIT": ("uniform", "tokens"),
     "MULTI_LAYER_PROMPT.MODE": ("append", "replace"),
     "MULTI_LAYER_PROMPT.NGA": ("gaussian", "uniform", "last"),
@@ -101,7 +102,10 @@ def default_config() -> CN:
                        SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}",
                        TRUNCATE=True))  # texts of over 77 tokens are cut; False: refused
     cfg.TRAIN = CN(dict(SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1))
-    cfg.PSEUDO_LABEL = CN(dict(TEACHER="shared", EMA_DECAY=0.999))
+    cfg.PSEUDO_LABEL = CN(dict(
+        TEACHER="shared", EMA_DECAY=0.999,
+        CALIBRATION="none",  # correct the teacher's logits by their mean, mean and std, or balance the classes
+        PRIOR=[]))  # of balance: shares by class, in the classes' order; []: uniform
     cfg.PROMPT_INIT = "uniform"
     cfg.PROMPT_INIT_PATCH = 0  # patch size in the bound of `uniform`; 0: the backbone's own. LaFTer's code has 16
     cfg.PROMPT_INIT_IMAGES = 64  # unlabelled training images that `tokens` draws prompts from
@@ -254,6 +258,13 @@ def check_config(cfg: CN) -> None:
                 "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "INPUT.BLUR_PROB"):
         if not 0 <= values[key] <= 1:
             raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
+    prior = cfg.PSEUDO_LABEL.PRIOR
+    if not all(isinstance(share, (int, float)) and not isinstance(share, bool) and share > 0 for share in prior):
+        raise InputError(f"PSEUDO_LABEL.PRIOR is {prior}; it must be a list of shares by class, each above 0, or [] "
+                         "for equal ones")
+    if prior and cfg.PSEUDO_LABEL.CALIBRATION != "balance":
+        raise InputError("PSEUDO_LABEL.PRIOR is for PSEUDO_LABEL.CALIBRATION balance alone, and that is "
+                         f"{cfg.PSEUDO_LABEL.CALIBRATION}: leave it out")
     if cfg.MODEL.BACKBONE.QUICK_GELU not in (None, True, False):
         raise InputError(f"MODEL.BACKBONE.QUICK_GELU is {cfg.MODEL.BACKBONE.QUICK_GELU!r}; it must be True, False or "
                          "None (as the checkpoint tells, else True)")
