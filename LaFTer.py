@@ -32,7 +32,7 @@ from trainers.calibration import check_calibration
 from trainers.checks import check_inputs, check_training
 from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective, generated_distributions
-from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
+from trainers.predict import check_calibrated, find_files, predict_files, read_run, restore, write_predictions
 from trainers.state import Training
 from trainers.text_classifier import text_phase
 from trainers.training import fit
@@ -253,17 +253,23 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
     with collect_logs() as messages:
         files = find_files(Path(flags.predict))
     state = read_run(folder, flags.load_epoch, cfg)
+    check_calibrated(cfg, len(files), len(state["classnames"]), flags.calibrate)
     with start_logging(folder, messages):
         changed_settings(read_identity(folder), cfg)
         model = restore(cfg, load_clip(cfg), state)
-        rows = list(predict_files(model, files, state["classnames"], cfg))
+        rows = list(predict_files(model, files, state["classnames"], cfg, flags.calibrate))
         failed = sum("error" in row for row in rows)
         table, lines = write_predictions(rows, state["classnames"], out)
         log.info("%d images predicted with epoch %d, %d could not be read; %s, %s", len(rows) - failed, state["epoch"],
                  failed, table, lines)
+        if flags.calibrate:
+            log.info("calibrated by these images (%s): %d of them would be of another class otherwise",
+                     flags.calibrate, sum(row.get("uncalibrated", row.get("prediction")) != row.get("prediction")
+                                          for row in rows))
     if failed == len(rows):
         raise InputError(f"none of the {failed} images could be read; {table} says why of each. The first: "
                          f"{rows[0]['error']}")
+    check_calibrated(cfg, len(rows) - failed, len(state["classnames"]), flags.calibrate)  # else they are as ever
     return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(table), str(lines)]}
 
 

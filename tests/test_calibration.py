@@ -1,23 +1,16 @@
-"""Calibrated pseudo-labels: closed forms, the teacher's table of logits, and whole runs that use it."""
+"""Calibration: closed forms, the teacher's table of logits, and what it does to labels."""
 
 from __future__ import annotations
-
-import signal
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import LaFTer
-from tests import tiny_run
-from tests.test_processes import ends, nearly, start_two
 from trainers import calibration
 from trainers.calibration import LogitTable, balance_statistics, check_calibration
+from trainers.predict import class_probabilities
 from trainers.teacher import Teacher, calibrate
 from utils.errors import InputError
-from utils.runs.checkpoint import load_checkpoint
-from utils.runs.signals import Interrupted
 
 COUNT, CLASSES = 240, 5
 
@@ -210,86 +203,8 @@ def test_settings_are_checked(make_cfg, values, said):
         make_cfg({f"PSEUDO_LABEL.{key}": value for key, value in values.items()})
 
 
-def test_too_few_images_are_told_before_any_phase(tmp_path):
-    tiny_run.make_inputs(tmp_path)
-    with pytest.raises(InputError, match="calibration std .* and 18 of 3 classes are too few"):
-        LaFTer.main(tiny_run.arguments(tmp_path, "x", "PSEUDO_LABEL.CALIBRATION", "std"))
-
-
-def damage(folder: Path) -> None:
-    for victim in ("red/9.png", "green/3.png", "green/4.png", "blue/1.png"):  # most of them are not held out
-        (folder / "data" / "train" / victim).write_bytes(b"no image")
-
-
-SETTINGS = {  # of whole runs
-    "std": ["PSEUDO_LABEL.CALIBRATION", "std", "--batch_size", "34", "--epochs", "2"],
-    "balance": ["PSEUDO_LABEL.CALIBRATION", "balance", "PSEUDO_LABEL.PRIOR", "[1, 1, 2]", "--batch_size", "34",
-                "--epochs", "2", "PSEUDO_LABEL.TEACHER", "ema", "PSEUDO_LABEL.EMA_DECAY", "0.5"],
-}
-
-
-@pytest.mark.parametrize("mode", SETTINGS)
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, mode, monkeypatch):
-    """Stopped by Ctrl-C within its second epoch. An image that cannot be read takes no part."""
-    tiny_run.make_inputs(tmp_path, train=42)
-    damage(tmp_path)
-    options = [*SETTINGS[mode], "DATALOADER.ON_ERROR", "skip"]
-    LaFTer.main(tiny_run.arguments(tmp_path, "whole", *options))
-    _, rows, state = whole = tiny_run.record(tiny_run.run_folder(tmp_path, "whole"))
-    teacher = state["teacher"]
-    assert 100 < teacher["history"][1, :-1].ge(0).sum() == teacher["logits"]["sums"][0, 0] < 108
-    for number, row in enumerate(rows[1:]):
-        assert sum(row["pseudo_label_shares"]) == pytest.approx(1)
-        assert {"pseudo_label_accuracy", "pseudo_label_accuracy_uncalibrated"} <= row.keys()
-        assert ("pseudo_labels_changed" in row) == bool(number)
-
-    steps, step = [], Teacher.step
-
-    def interrupted(self, *args):
-        steps.append(step(self, *args))
-        if len(steps) == 5:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Teacher, "step", interrupted)
-        LaFTer.main(tiny_run.arguments(tmp_path, "cut", *options))
-    cut = tiny_run.run_folder(tmp_path, "cut")
-    progress = load_checkpoint(cut / "checkpoints" / "interrupted.pt", {})["progress"]
-    assert progress["step"] == len(steps) - 4 == 2  # of four: the step after the signal is the last
-    LaFTer.main(tiny_run.arguments(tmp_path, "cut", *options, "--resume", "auto"))
-    tiny_run.assert_same(tiny_run.record(cut), whole)
-    log = (cut / "log.txt").read_text(encoding="utf-8")
-    assert "% (uncalibrated " in log
-
-
-def test_two_processes_calibrate_as_one_does(tmp_path):
-    """Batches of 25 images do not divide evenly, nor do those that cannot be read."""
-    tiny_run.make_inputs(tmp_path, train=41)
-    damage(tmp_path)
-    options = [*SETTINGS["std"], "--batch_size", "25", "DATALOADER.ON_ERROR", "skip"]
-    LaFTer.main(tiny_run.arguments(tmp_path, "one", *options))
-    for status, said in ends(start_two(*tiny_run.arguments(tmp_path, "two", *options))):
-        assert status == 0, said
-    one, two = (tiny_run.record(tiny_run.run_folder(tmp_path, name)) for name in ("one", "two"))
-    tables = [state["teacher"]["logits"].pop("rows") for *_, state in (one, two)]
-    assert torch.allclose(*(table[:-1].float() for table in tables), rtol=2e-3, atol=1e-4)  # of half precision
-    for *_, state in (one, two):
-        del state["rng"]
-        state["unreadable"].sort()
-        state["teacher"]["history"] = state["teacher"]["history"][:, :-1]  # the last place is no image's
-    for a, b, part in zip(one, two, ("final", "rows", "checkpoint")):
-        tiny_run.assert_same(a, b, part, nearly)
-
-
-def test_images_without_labels_are_calibrated_too(tmp_path):
-    tiny_run.make_inputs(tmp_path, train=42)
-    plain = tmp_path / "plain" / "train"
-    plain.mkdir(parents=True)
-    for place, image in enumerate(sorted((tmp_path / "data" / "train").rglob("*.png"))):
-        image.rename(plain / f"{place}.png")
-    LaFTer.main(tiny_run.arguments(tmp_path, "x", *SETTINGS["std"], "--root", str(tmp_path / "plain"),
-                                   "DATASET.CLASSNAMES", "[blue, green, red]"))
-    (run,) = (tmp_path / "runs").glob("*/LaFTer/clip/x")
-    _, rows, state = tiny_run.record(run)
-    assert all("pseudo_label_accuracy" not in row and len(row["pseudo_label_shares"]) == 3 for row in rows[1:])
-    assert state["teacher"]["logits"]["rows"].isfinite().all(1).sum() > 100
+def test_confidences_keep_their_size_where_spreads_are_made_equal(logits):
+    even = torch.randn(COUNT, CLASSES)
+    even = 3 * (even - even.mean(0)) / even.std(0, correction=0)
+    assert torch.allclose(class_probabilities(even, "std"), even.softmax(1), atol=1e-5)
+    assert torch.equal(class_probabilities(logits, "std").argmax(1), calibrate(logits, "std").argmax(1))

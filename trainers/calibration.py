@@ -17,14 +17,19 @@ ROUNDS = 50  # of Sinkhorn's algorithm
 CHUNK = 8192  # rows that are worked on at a time, so that a large table is never there twice
 
 
+def enough_images(images: int, classes: int) -> bool:
+    """Whether statistics of so many images say something of each class."""
+    return images >= MIN_IMAGES and images > classes
+
+
 def check_calibration(mode: str, images: int, classes: int, prior: Sequence[float] = ()) -> None:
     """InputError where `images` are too few to calibrate by, or where `prior` is not a share for each class."""
     if mode == "none":
         return
-    if images < MIN_IMAGES or images <= classes:
+    if not enough_images(images, classes):
         raise InputError(f"calibration {mode} takes its statistics from the images themselves, and {images} of "
                          f"{classes} classes are too few: it needs at least {MIN_IMAGES}, and more than one a class; "
-                         "use none")
+                         "do without it")
     if len(prior) not in (0, classes):
         raise InputError(f"PSEUDO_LABEL.PRIOR has {len(prior)} shares for {classes} classes: give one for each, in "
                          "the order of the classes, or none at all for equal ones")
