@@ -34,7 +34,8 @@ def damage(folder: Path) -> None:
 SETTINGS = {  # of whole runs
     "std": ["PSEUDO_LABEL.CALIBRATION", "std", "--batch_size", "34", "--epochs", "2"],
     "balance": ["PSEUDO_LABEL.CALIBRATION", "balance", "PSEUDO_LABEL.PRIOR", "[1, 1, 2]", "--batch_size", "34",
-                "--epochs", "2", "PSEUDO_LABEL.TEACHER", "ema", "PSEUDO_LABEL.EMA_DECAY", "0.5"],
+                "--epochs", "2", "PSEUDO_LABEL.TEACHER", "ema", "PSEUDO_LABEL.EMA_DECAY", "0.5",
+                "PSEUDO_LABEL.WEIGHT", "neighbours", "PSEUDO_LABEL.SHARE", "0.6", "PSEUDO_LABEL.FAIRNESS", "0.5"],
 }
 
 
@@ -51,7 +52,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, mode, 
     for number, row in enumerate(rows[1:]):
         assert sum(row["pseudo_label_shares"]) == pytest.approx(1)
         assert {"pseudo_label_accuracy", "pseudo_label_accuracy_uncalibrated"} <= row.keys()
-        assert ("pseudo_labels_changed" in row) == bool(number)
+        assert 0 <= row["pseudo_labels_changed"] <= 108 and ("fairness" in row) == (mode == "balance")
+        assert mode == "std" or 0.1 < row["pseudo_label_weight"] < 0.7 + 0.3 * number
 
     steps, step = [], Teacher.step
 
@@ -76,7 +78,8 @@ def test_two_processes_calibrate_as_one_does(tmp_path):
     """Batches of 25 images do not divide evenly, nor do those that cannot be read."""
     tiny_run.make_inputs(tmp_path, train=41)
     damage(tmp_path)
-    options = [*SETTINGS["std"], "--batch_size", "25", "DATALOADER.ON_ERROR", "skip"]
+    options = [*SETTINGS["std"], "--batch_size", "25", "DATALOADER.ON_ERROR", "skip",
+               "PSEUDO_LABEL.WEIGHT", "confidence", "PSEUDO_LABEL.FAIRNESS", "0.5"]
     LaFTer.main(tiny_run.arguments(tmp_path, "one", *options))
     for status, said in ends(start_two(*tiny_run.arguments(tmp_path, "two", *options))):
         assert status == 0, said

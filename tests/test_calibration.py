@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from trainers import calibration
 from trainers.calibration import LogitTable, balance_statistics, check_calibration
+from trainers.checks import check_pseudo_labels
 from trainers.predict import class_probabilities
 from trainers.teacher import Teacher, calibrate
 from utils.errors import InputError
@@ -185,6 +186,7 @@ def test_labels_that_changed_are_counted_and_so_are_the_classes(clip_model, clas
     ("std", 99, 8, (), "99 of 8 classes are too few: it needs at least 100"),
     ("mean", 120, 120, (), "120 of 120 classes are too few: .*more than one a class"),
     ("balance", 200, 4, (1, 1, 1), "PSEUDO_LABEL.PRIOR has 3 shares for 4 classes"),
+    ("balance", 200, 2, (1, 0), "PSEUDO_LABEL.PRIOR has 2 shares for 2 classes: give one above 0 for each"),
 ])
 def test_what_cannot_be_calibrated_is_refused(mode, images, classes, prior, said):
     check_calibration("none", images, classes, prior)
@@ -195,12 +197,19 @@ def test_what_cannot_be_calibrated_is_refused(mode, images, classes, prior, said
 @pytest.mark.parametrize("values, said", [
     ({"CALIBRATION": "best"}, "CALIBRATION is 'best'; valid: none, mean, std, balance"),
     ({"CALIBRATION": "std", "PRIOR": [1, 2]}, "PRIOR is for PSEUDO_LABEL.CALIBRATION balance alone, and that is std"),
-    ({"CALIBRATION": "balance", "PRIOR": [1, 0]}, r"PRIOR is \[1, 0\]; it must be a list of shares by class"),
-    ({"CALIBRATION": "balance", "PRIOR": "uniform"}, r"PRIOR is \['uniform'\]; it must be a list"),
+    ({"CALIBRATION": "balance", "PRIOR": "uniform"}, r"PRIOR is \['uniform'\]; it must be a list of numbers"),
+    ({"WEIGHT": "best"}, "WEIGHT is 'best'; valid: none, confidence, neighbours"),
+    ({"SHARE": 1.5}, r"SHARE is 1.5; it must lie in \[0, 1\]"),
+    ({"SOFT": True}, "SOFT is about the distributions of a dual task"),
+    ({"FAIRNESS": 1.0, "dual": True}, "FAIRNESS makes the mean prediction uniform, and a dual task learns how much"),
+    ({"SHARE": 0.5, "labels": True}, "PSEUDO_LABEL.SHARE is about pseudo-labels, and TRAIN.SUPERVISION is labels"),
 ])
 def test_settings_are_checked(make_cfg, values, said):
+    names = {"dual": "DUAL_TASK.ENABLED", "labels": "TRAIN.SUPERVISION"}
+    settings = {names.get(key, f"PSEUDO_LABEL.{key}"): "labels" if key == "labels" else value
+                for key, value in values.items()}
     with pytest.raises(InputError, match=said):
-        make_cfg({f"PSEUDO_LABEL.{key}": value for key, value in values.items()})
+        check_pseudo_labels(make_cfg(settings))
 
 
 def test_confidences_keep_their_size_where_spreads_are_made_equal(logits):

@@ -30,9 +30,9 @@ def check_calibration(mode: str, images: int, classes: int, prior: Sequence[floa
         raise InputError(f"calibration {mode} takes its statistics from the images themselves, and {images} of "
                          f"{classes} classes are too few: it needs at least {MIN_IMAGES}, and more than one a class; "
                          "do without it")
-    if len(prior) not in (0, classes):
-        raise InputError(f"PSEUDO_LABEL.PRIOR has {len(prior)} shares for {classes} classes: give one for each, in "
-                         "the order of the classes, or none at all for equal ones")
+    if len(prior) not in (0, classes) or not all(share > 0 for share in prior):
+        raise InputError(f"PSEUDO_LABEL.PRIOR has {len(prior)} shares for {classes} classes: give one above 0 for "
+                         "each, in the order of the classes, or none at all for equal ones")
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def balance_statistics(logits: Tensor, prior: Sequence[float] = ()) -> tuple[Ten
     classes = logits.shape[1]
     shares = logits.new_tensor(list(prior) or [1.0] * classes, dtype=torch.float32)
     log_prior = (shares / shares.sum()).log()
-    temperature = _temperature(logits)
+    temperature = confident_temperature(logits)
     term = torch.zeros_like(log_prior)
     for _ in range(ROUNDS):
         sums = [(chunk.float() / temperature + term).log_softmax(1).logsumexp(0) for chunk in logits.split(CHUNK)]
@@ -92,7 +92,7 @@ def balance_statistics(logits: Tensor, prior: Sequence[float] = ()) -> tuple[Ten
     return -temperature * term, temperature.expand(classes)
 
 
-def _temperature(logits: Tensor) -> Tensor:
+def confident_temperature(logits: Tensor) -> Tensor:
     """T at which the mean highest probability of softmax(z / T) is CONFIDENCE, by bisection; it falls as T grows."""
     def mean(function: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.stack([function(chunk.float()).sum() for chunk in logits.split(CHUNK)]).sum() / len(logits)
@@ -117,6 +117,7 @@ class LogitTable:
     logits' device and in each checkpoint (2.6 GB for the 1.28 million images and 1,000 classes of ImageNet). An image
     without logits, as one that cannot be read, has an infinite row and counts nowhere. `mean` and `std` follow each
     renewed row by sums that are kept beside the table; `balance`, which needs it whole, follows at an epoch's end.
+    `none` leaves logits as they are, and only keeps them.
     """
 
     def __init__(self, mode: str, prior: Sequence[float] = ()):
@@ -149,10 +150,20 @@ class LogitTable:
         """Take what `balance` needs from the whole table."""
         if self.mode != "balance":
             return self._follow_moments()
-        logits = self.rows[self.rows[:, 0].isfinite()].float() + self.centre
-        self.shift, self.scale = balance_statistics(logits, self.prior)
+        self.shift, self.scale = balance_statistics(self.known(), self.prior)
+
+    def known(self) -> Tensor:
+        """The logits [n, classes] of all images that have some, as they were."""
+        return self.rows[self.rows[:, 0].isfinite()].float() + self.centre
+
+    def of(self, index: Tensor) -> Tensor:
+        """The logits [batch, classes] of the images `index` [batch], as they were."""
+        return self.rows[index].float() + self.centre
 
     def _follow_moments(self) -> None:
+        if self.mode == "none":
+            self.shift, self.scale = torch.zeros_like(self.centre), torch.ones_like(self.centre)
+            return
         shift, self.scale = moment_statistics(self.mode, *self.sums)
         self.shift = self.centre + shift
 

@@ -139,6 +139,8 @@ class TrainingStatistics:
             truth = batch["label"].to(batch["target"].device)
             known = truth != UNKNOWN
             self.batch |= {"known": known.sum(), "right": ((batch["target"] == truth) & known).sum()}
+            if "weight" in batch:
+                self.batch["weight"] = batch["weight"].sum()
             if "uncalibrated" in batch:
                 self.batch["right_uncalibrated"] = ((batch["uncalibrated"] == truth) & known).sum()
 
@@ -184,9 +186,12 @@ def summarise_training(sums: dict[str, dict[str, float]], model: Tunable) -> dic
     """An epoch's row of the record from `TrainingStatistics.totals`: the means over the images of the loss and its
     parts; over the steps that were taken the mean norm of the gradient and, as `gradient_norms`, per kind a list over
     the stages, or of one value (None where nothing trained); `skipped_steps`, how many fp16's scaler left out, if
-    any; where known, the pseudo-labels' accuracy, and what it would be without calibration."""
+    any; where known, the pseudo-labels' accuracy, and what it would be without calibration; the mean weight of the
+    images, where they are weighted."""
     images, steps = dict(sums["images"]), dict(sums["steps"])
     count, known, right, plain = (images.pop(name, None) for name in ("images", "known", "right", "right_uncalibrated"))
+    if "weight" in images:
+        images["pseudo_label_weight"] = images.pop("weight")
     taken = steps.get("taken", 0)
     row: dict[str, object] = {name: total / count for name, total in images.items()}
     if taken:

@@ -19,6 +19,7 @@ from utils.errors import InputError
 from . import distributed
 from .calibration import LogitTable, calibrate
 from .evaluation import plain_features
+from .image_weights import ImageWeights
 
 
 class Teacher:
@@ -30,20 +31,20 @@ class Teacher:
     mode `ema`: with an exponential moving average of the trained ones.
 
     `calibration` and `prior` are those of `calibrate`; the statistics are taken over all training images, as the
-    teacher sees them when they come by.
+    teacher sees them when they come by. `weights` say how much each image counts.
     """
 
     def __init__(self, clip_model: CLIP, classifier: Tensor, mode: str = "shared", decay: float = 0.999,
-                 calibration: str = "none", prior: Sequence[float] = ()):
+                 calibration: str = "none", prior: Sequence[float] = (), weights: ImageWeights | None = None):
         self.clip, self.mode, self.decay = clip_model, mode, decay
-        self.calibration, self.prior = calibration, prior
+        self.calibration, self.prior, self.weights = calibration, prior, weights
         self.classifier = classifier.detach().clone()
         self.average = {name: parameter.detach().clone() for name, parameter in self._layernorms().items()}
         self.table: Tensor | None = None  # mode `frozen`: the label of each image [n], on the CPU
         self.uncalibrated: Tensor | None = None  # what it was without calibration
-        self.logits: LogitTable | None = None  # other modes, where calibrated
+        self.logits: LogitTable | None = None  # where calibrated or weighted
         self.history: Tensor | None = None  # [2, n + 1]: each image's label of this epoch, and the one before that
-        self.batch: Tensor | None = None  # of the images under way: index, label and, where calibrated, logits
+        self.batch: Tensor | None = None  # of the images under way: index, label and, where the table follows, logits
 
     def _layernorms(self) -> dict[str, Tensor]:
         return {f"{module_name}.{name}": parameter
@@ -58,42 +59,62 @@ class Teacher:
         """
         images, device = len(loader.dataset), self.classifier.device
         self.history = torch.full((2, images + 1), UNKNOWN, dtype=torch.int32, device=device)
-        if self.mode != "frozen" and self.calibration == "none":
+        if self.mode != "frozen" and self.calibration == "none" and not self.weights:
             return
         outputs = plain_features(self.clip, loader, "pseudo-labels")
         logits = outputs["features"] @ self.classifier.cpu().t()
-        if self.mode != "frozen":
+        index, labels = outputs["index"], calibrate(logits, self.calibration, self.prior).argmax(1)
+        self.history[1, index.to(device)] = labels.int().to(device)
+        if self.mode == "frozen":
+            self.table = torch.full((images,), UNKNOWN)  # images that cannot be read stay so
+            self.table[index] = labels
+            self.uncalibrated = self.table.index_copy(0, index, logits.argmax(1))
+        if self.mode != "frozen" or self.weights:
             self.logits = LogitTable(self.calibration, self.prior)
-            self.logits.fill(logits.to(device), outputs["index"].to(device), images)
-            return
-        self.table = torch.full((images,), UNKNOWN)  # images that cannot be read stay so
-        self.table[outputs["index"]] = calibrate(logits, self.calibration, self.prior).argmax(1)
-        if self.calibration != "none":
-            self.uncalibrated = torch.full((images,), UNKNOWN)
-            self.uncalibrated[outputs["index"]] = logits.argmax(1)
+            self.logits.fill(logits.to(device), index.to(device), images)
+        if self.weights:
+            self.weights.fill(outputs["features"].to(device), index.to(device), images)
+            self.weights.follow(self.logits.calibrated(self.logits.known()))
 
     @torch.no_grad()
     def labels(self, batch: dict[str, Tensor]) -> Tensor:
-        """Pseudo-labels [batch] of a batch with `weak` images and `index`. Where they are calibrated, the batch gets
-        what they would be otherwise, as `uncalibrated` [batch]."""
-        device, logits = self.classifier.device, None
+        """Pseudo-labels [batch] of a batch with `weak` images and `index`.
+
+        The batch gets, where they are calibrated, what they would be otherwise, as `uncalibrated` [batch]; where images
+        are weighted, as `weight` [batch] and `probabilities` [batch, classes] what `ImageWeights` says of them.
+        """
+        device = self.classifier.device
         if self.mode == "frozen":
             labels = self.table[batch["index"]].to(device)
             if (labels == UNKNOWN).any():
                 raise InputError("an image can be read now that could not be when the pseudo-labels were made; start "
                                  "anew, or use PSEUDO_LABEL.TEACHER shared")
-            if self.uncalibrated is not None:
+            if self.calibration != "none":
                 batch["uncalibrated"] = self.uncalibrated[batch["index"]].to(device)
+            logits = self.logits.of(batch["index"].to(device)) if self.logits else None
         else:
             logits = self._logits(batch["weak"])
             labels = logits.argmax(1)
-            if self.logits:
+            if self.calibration != "none":
                 batch["uncalibrated"] = labels
                 labels = self.logits.calibrated(logits).argmax(1)
+        if self.weights:
+            self._weigh(batch, self.logits.calibrated(logits))
         if self.history is not None:
-            columns = [batch["index"].to(device)[:, None], labels[:, None], *([logits] if self.logits else [])]
+            columns = [batch["index"].to(device)[:, None], labels[:, None], *([logits] if self._follows else [])]
             self.batch = torch.cat([column.to(self._precision) for column in columns], dim=1)
         return labels
+
+    def _weigh(self, batch: dict[str, Tensor], logits: Tensor) -> None:
+        now, before = self.history
+        latest = torch.where(now == UNKNOWN, before, now)
+        batch["weight"] = self.weights.weights(logits, batch["index"].to(logits.device), latest)
+        batch["probabilities"] = self.weights.probabilities(logits)
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the table of logits changes with what is seen."""
+        return self.logits is not None and self.mode != "frozen"
 
     def _logits(self, images: Tensor) -> Tensor:
         """Of weak views: the unit features' products with the classifier's rows [batch, classes], fp32."""
@@ -118,18 +139,20 @@ class Teacher:
             self._note(images)
 
     def _note(self, images: int) -> None:
-        classes = len(self.classifier) if self.logits else 0
+        classes = len(self.classifier) if self._follows else 0
         own = self.classifier.new_empty(0, 2 + classes, dtype=self._precision) if self.batch is None else self.batch
         own[:, 0] += 1  # so that 0 is no image: the last place of each table, which nobody looks at
         seen, self.batch = distributed.gather_rows(own, images), None
         index = seen[:, 0].long() - 1
         self.history[0, index] = seen[:, 1].int()
-        if self.logits:
+        self.history[0, -1] = UNKNOWN
+        if self._follows:
             self.logits.renew(index, seen[:, 2:].float())
 
     def label_statistics(self) -> dict[str, object]:
-        """Of the epoch's pseudo-labels so far: `pseudo_label_shares`, each class's share; and, from the second epoch
-        on, `pseudo_labels_changed`, how many images have another label than in the epoch before."""
+        """Of the epoch's pseudo-labels so far: `pseudo_label_shares`, each class's share; and `pseudo_labels_changed`,
+        how many images have another label than in the epoch before, or in the pass before the first, if there was
+        one."""
         now, before = self.history[:, :-1].long()
         both = (now != UNKNOWN) & (before != UNKNOWN)
         counts = torch.bincount(now[now != UNKNOWN], minlength=len(self.classifier)).tolist()
@@ -141,13 +164,16 @@ class Teacher:
         """The epoch's labels become those of the epoch before, and what is calibrated by epoch is calibrated anew."""
         now, before = self.history
         self.history = torch.stack([torch.full_like(now, UNKNOWN), torch.where(now == UNKNOWN, before, now)])
-        if self.logits:
+        if self._follows:
             self.logits.end_epoch()
+        if self.weights:
+            self.weights.follow(self.logits.calibrated(self.logits.known()))
 
     def state_dict(self) -> dict[str, object]:
         return {"classifier": self.classifier, "average": self.average if self.mode == "ema" else {},
                 "table": self.table, "uncalibrated": self.uncalibrated, "history": self.history,
-                "logits": self.logits.state_dict() if self.logits else None}
+                "logits": self.logits.state_dict() if self.logits else None,
+                "weights": self.weights.state_dict() if self.weights else None}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         device = self.classifier.device
@@ -158,3 +184,5 @@ class Teacher:
         if state["logits"]:
             self.logits = LogitTable(self.calibration, self.prior)
             self.logits.load_state_dict(state["logits"], device)
+        if self.weights:
+            self.weights.load_state_dict(state["weights"], device)

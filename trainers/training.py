@@ -53,6 +53,8 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
         for step, batch in enumerate(loader, start=progress.step):
             planned = sampler.batch_images(step)  # images of the batch, in all processes
             own = len(batch.get("label", ()))  # of these, what this process could read
+            if objective.fairness:
+                batch["mean_prediction"] = mean_prediction(model, batch, own, micro_size).expand(own, -1)
             if own:
                 batch["target"] = choose_labels(teacher, batch, training.device)
                 losses = Counter()
@@ -136,6 +138,19 @@ def step_loss(model: Tunable, objective: Objective, batch: dict[str, Tensor]) ->
     device = batch["target"].device
     per_view = [objective(model(view.to(device)), batch["target"], batch) for view in views]
     return {name: sum(parts[name] for parts in per_view) / len(views) for name in per_view[0]}
+
+
+@torch.no_grad()
+def mean_prediction(model: Tunable, batch: dict[str, Tensor], own: int, micro_size: int) -> Tensor:
+    """The mean [classes] of the student's probabilities over a batch, over all processes, of which this one has `own`
+    images: what a part of the loss that is about the mean needs of the whole batch before its parts go backwards."""
+    device = model.adapter.weight.device
+    total = torch.zeros(1, 1 + model.adapter.out_features, device=device)
+    for micro in micro_batches(batch, micro_size) if own else ():
+        probabilities = model(micro["strong"].to(device)).logits.softmax(-1, dtype=torch.float32)
+        total += torch.cat([probabilities.new_full((1,), len(probabilities)), probabilities.sum(0)])
+    total = distributed.gather_rows(total, distributed.world_size()).sum(0)
+    return total[1:] / total[0].clamp(min=1)
 
 
 def check_finite(steps: list[StepNumbers], training: Training) -> None:
