@@ -18,8 +18,10 @@ from utils.losses import DualTaskLoss, fairness
 COUNT, CLASSES = 200, 4
 
 
-def made(epochs: int = 3, **values) -> ImageWeights:
-    return ImageWeights(SimpleNamespace(**{"WEIGHT": "none", "SHARE": 1.0, "NEIGHBOURS": 3, **values}), epochs)
+def made(**values) -> ImageWeights:
+    weights = ImageWeights(SimpleNamespace(**{"WEIGHT": "none", "SHARE": 1.0, "NEIGHBOURS": 3, **values}), epochs=3)
+    weights.fill(F.normalize(torch.randn(COUNT, 8)), torch.arange(COUNT), COUNT, CLASSES)
+    return weights
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_neighbours_weigh_by_how_many_of_them_agree():
     features = torch.stack([angles.cos(), angles.sin()], 1)
     weights = made(WEIGHT="neighbours")
     index = torch.tensor([8, 1, 2, 3, 4, 5, 6, 7])  # of nine images the first could not be read
-    weights.fill(features, index, 9)
+    weights.fill(features, index, 9, 2)
     assert sorted(weights.nearest[8].tolist()) == [1, 2, 3] and weights.nearest[0].tolist() == [-1, -1, -1]
     logits = torch.eye(2)[torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])]
     weights.follow(logits)

@@ -117,7 +117,7 @@ class LogitTable:
     logits' device and in each checkpoint (2.6 GB for the 1.28 million images and 1,000 classes of ImageNet). An image
     without logits, as one that cannot be read, has an infinite row and counts nowhere. `mean` and `std` follow each
     renewed row by sums that are kept beside the table; `balance`, which needs it whole, follows at an epoch's end.
-    `none` leaves logits as they are, and only keeps them.
+    `none` leaves logits as they are, and only keeps them. Once filled, all tensors keep their place in memory.
     """
 
     def __init__(self, mode: str, prior: Sequence[float] = ()):
@@ -132,6 +132,7 @@ class LogitTable:
         self.rows = torch.full((images + 1, logits.shape[1]), torch.inf, dtype=torch.half, device=logits.device)
         self.rows[index] = (logits - self.centre).half()
         self.sums = moments(self.rows)
+        self.shift, self.scale = torch.zeros_like(self.centre), torch.ones_like(self.centre)
         self.end_epoch()
 
     def calibrated(self, logits: Tensor) -> Tensor:
@@ -143,14 +144,15 @@ class LogitTable:
         new = torch.where(index[:, None] < 0, torch.inf, logits - self.centre).half()
         self.sums += moments(new) - moments(self.rows[index])
         self.rows[index] = new
-        if self.mode != "balance":
-            self._follow_moments()
+        self._follow_moments()
 
     def end_epoch(self) -> None:
         """Take what `balance` needs from the whole table."""
-        if self.mode != "balance":
-            return self._follow_moments()
-        self.shift, self.scale = balance_statistics(self.known(), self.prior)
+        self._follow_moments()
+        if self.mode == "balance":
+            shift, scale = balance_statistics(self.known(), self.prior)
+            self.shift.copy_(shift)
+            self.scale.copy_(scale)
 
     def known(self) -> Tensor:
         """The logits [n, classes] of all images that have some, as they were."""
@@ -161,11 +163,10 @@ class LogitTable:
         return self.rows[index].float() + self.centre
 
     def _follow_moments(self) -> None:
-        if self.mode == "none":
-            self.shift, self.scale = torch.zeros_like(self.centre), torch.ones_like(self.centre)
-            return
-        shift, self.scale = moment_statistics(self.mode, *self.sums)
-        self.shift = self.centre + shift
+        if self.mode in ("mean", "std"):
+            shift, scale = moment_statistics(self.mode, *self.sums)
+            self.shift.copy_(self.centre + shift)
+            self.scale.copy_(scale)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("rows", "centre", "sums", "shift", "scale")}

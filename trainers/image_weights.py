@@ -31,8 +31,11 @@ class ImageWeights:
         self.epochs, self.epoch = epochs, -1
         self.nearest = self.temperature = self.least = torch.empty(0)
 
-    def fill(self, features: Tensor, index: Tensor, images: int) -> None:
-        """Find the neighbours of the images `index` [n] of `images`; features [n, d] of unit length."""
+    def fill(self, features: Tensor, index: Tensor, images: int, classes: int) -> None:
+        """Find the neighbours of the images `index` [n] of `images`; features [n, d] of unit length. From then on all
+        tensors keep their place in memory."""
+        self.temperature = torch.ones((), device=index.device)
+        self.least = torch.zeros(classes, device=index.device)
         if self.weight == "neighbours":
             self.nearest = torch.full((images + 1, min(self.neighbours, len(index) - 1)), -1, dtype=torch.int32,
                                       device=index.device)
@@ -41,10 +44,10 @@ class ImageWeights:
     def follow(self, logits: Tensor) -> None:
         """Take what the next epoch needs from the (calibrated) logits [n, classes] of all images."""
         self.epoch += 1
-        self.temperature = confident_temperature(logits)
+        self.temperature.copy_(confident_temperature(logits))
         share = self.share + (1 - self.share) * min(self.epoch / max(self.epochs - 1, 1), 1)
         sure, labels = self.probabilities(logits).max(1)
-        self.least = torch.zeros(logits.shape[1], device=logits.device)
+        self.least.zero_()
         for label in range(logits.shape[1]) if share < 1 else ():
             own = sure[labels == label]
             if len(own):

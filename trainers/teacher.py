@@ -73,7 +73,7 @@ class Teacher:
             self.logits = LogitTable(self.calibration, self.prior)
             self.logits.fill(logits.to(device), index.to(device), images)
         if self.weights:
-            self.weights.fill(outputs["features"].to(device), index.to(device), images)
+            self.weights.fill(outputs["features"].to(device), index.to(device), images, len(self.classifier))
             self.weights.follow(self.logits.calibrated(self.logits.known()))
 
     @torch.no_grad()
@@ -106,10 +106,13 @@ class Teacher:
         return labels
 
     def _weigh(self, batch: dict[str, Tensor], logits: Tensor) -> None:
-        now, before = self.history
-        latest = torch.where(now == UNKNOWN, before, now)
-        batch["weight"] = self.weights.weights(logits, batch["index"].to(logits.device), latest)
+        batch["weight"] = self.weights.weights(logits, batch["index"].to(logits.device), self._latest())
         batch["probabilities"] = self.weights.probabilities(logits)
+
+    def _latest(self) -> Tensor:
+        """The last known label of each image [images + 1]."""
+        now, before = self.history
+        return torch.where(now == UNKNOWN, before, now)
 
     @property
     def _follows(self) -> bool:
@@ -162,8 +165,8 @@ class Teacher:
     @torch.no_grad()
     def end_epoch(self) -> None:
         """The epoch's labels become those of the epoch before, and what is calibrated by epoch is calibrated anew."""
-        now, before = self.history
-        self.history = torch.stack([torch.full_like(now, UNKNOWN), torch.where(now == UNKNOWN, before, now)])
+        self.history[1] = self._latest()
+        self.history[0] = UNKNOWN
         if self._follows:
             self.logits.end_epoch()
         if self.weights:

@@ -97,7 +97,7 @@ class DualTaskLoss(nn.Module):
 
 def fairness(logits: Tensor, mean: Tensor) -> Tensor:
     """−mean over the classes of log p̄, p̄ the mean prediction over a batch: least where that is uniform (MUST, Li et
-    al., ICLR 2023, arXiv 2206.02967, equation of its fairness regularization).
+    al., ICLR 2023, arXiv 2206.02967).
 
     Logits [n, classes] are of n images of the batch, and `mean` is p̄ [classes] of all of it (or [n, classes]: a row for
     each image); the means of what parts of a batch give, weighted by their images, is the value of the whole, and so
