@@ -103,7 +103,7 @@ def fairness(logits: Tensor, mean: Tensor) -> Tensor:
     each image); the means of what parts of a batch give, weighted by their images, is the value of the whole, and so
     are the gradients: p̄ is linear in each image's prediction.
     """
-    mean = mean.detach()
+    mean = mean.detach().clamp(min=1e-8)  # of a class that nobody is given any more
     ratio = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)) / mean
     return 1 - mean.log().mean() - ratio.mean()
 
