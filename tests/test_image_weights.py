@@ -90,7 +90,7 @@ def test_a_training_step_is_fair_to_the_whole_batch_however_it_is_divided(prepar
         batch = parts.loaders["train"].load([0, 4, 9, 12, 16])
         found = note_gradients(parts.training)
         logits = parts.model(batch["strong"]).logits
-        mean = mean_prediction(parts.model, batch, 5, size)
+        mean = mean_prediction(parts.training, parts.cfg, batch, 5)
         assert torch.allclose(mean, logits.softmax(1).mean(0), atol=1e-6)
         row = train_on(parts.training, parts.objective, parts.cfg, batch)
         assert row["fairness"] == pytest.approx(-10 * mean.log().mean().item(), rel=1e-4)

@@ -45,7 +45,7 @@ class Objective:
         self.dual_task = None
         if cfg.DUAL_TASK.ENABLED:
             self.dual_task = DualTaskLoss(cfg.DUAL_TASK.LAMBDA, cfg.DUAL_TASK.TEMPERATURE)
-        self.generated = generated_distributions(cfg, classnames)
+        self.generated = generated_distributions(cfg, classnames)  # on the device of the labels once it knows it
         self.fairness, self.soft = cfg.PSEUDO_LABEL.FAIRNESS, cfg.PSEUDO_LABEL.SOFT
 
     def __call__(self, prediction: Prediction, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,11 +70,11 @@ class Objective:
         return parts
 
     def _distributions(self, labels: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        if self.soft:
-            return batch["probabilities"] @ self.generated.to(labels.device)
         if self.generated is not None:
-            return self.generated.to(labels.device)[labels]
+            if self.generated.device != labels.device:
+                self.generated = self.generated.to(labels.device)
+            return batch["probabilities"] @ self.generated if self.soft else self.generated[labels]
         if "distribution" not in batch:
             raise InputError("the training images carry no annotated distributions: "
                              "set DATASET.DISTRIBUTION_STRATEGY strategy1")
-        return batch["distribution"].to(labels.device)
+        return batch["distribution"]

@@ -40,7 +40,8 @@ class Teacher:
         self.calibration, self.prior, self.weights = calibration, prior, weights
         self.classifier = classifier.detach().clone()
         self.average = {name: parameter.detach().clone() for name, parameter in self._layernorms().items()}
-        self.table: Tensor | None = None  # mode `frozen`: the label of each image [n], on the CPU
+        self.table: Tensor | None = None  # mode `frozen`: the label of each image [n]
+        self.unlabelled: Tensor | None = None  # on the CPU: which images it has none for
         self.uncalibrated: Tensor | None = None  # what it was without calibration
         self.logits: LogitTable | None = None  # where calibrated or weighted
         self.history: Tensor | None = None  # [2, n + 1]: each image's label of this epoch, and the one before that
@@ -66,9 +67,10 @@ class Teacher:
         index, labels = outputs["index"], calibrate(logits, self.calibration, self.prior).argmax(1)
         self.history[1, index.to(device)] = labels.int().to(device)
         if self.mode == "frozen":
-            self.table = torch.full((images,), UNKNOWN)  # images that cannot be read stay so
-            self.table[index] = labels
-            self.uncalibrated = self.table.index_copy(0, index, logits.argmax(1))
+            table = torch.full((images,), UNKNOWN)  # images that cannot be read stay so
+            table[index] = labels
+            self.table, self.unlabelled = table.to(device), table == UNKNOWN
+            self.uncalibrated = table.index_copy(0, index, logits.argmax(1)).to(device)
         if self.mode != "frozen" or self.weights:
             self.logits = LogitTable(self.calibration, self.prior)
             self.logits.fill(logits.to(device), index.to(device), images)
@@ -76,22 +78,25 @@ class Teacher:
             self.weights.fill(outputs["features"].to(device), index.to(device), images, len(self.classifier))
             self.weights.follow(self.logits.calibrated(self.logits.known()))
 
+    def check(self, batch: dict[str, Tensor]) -> None:
+        """InputError where the table of mode `frozen` has no label for an image of `index`, on the CPU, of a batch:
+        asked apart, for `labels` waits for nothing."""
+        if self.unlabelled is not None and self.unlabelled[batch["index"]].any():
+            raise InputError("an image can be read now that could not be when the pseudo-labels were made; start "
+                             "anew, or use PSEUDO_LABEL.TEACHER shared")
+
     @torch.no_grad()
     def labels(self, batch: dict[str, Tensor]) -> Tensor:
-        """Pseudo-labels [batch] of a batch with `weak` images and `index`.
+        """Pseudo-labels [batch] of a batch with `weak` images and `index`, on the device.
 
         The batch gets, where they are calibrated, what they would be otherwise, as `uncalibrated` [batch]; where images
         are weighted, as `weight` [batch] and `probabilities` [batch, classes] what `ImageWeights` says of them.
         """
-        device = self.classifier.device
         if self.mode == "frozen":
-            labels = self.table[batch["index"]].to(device)
-            if (labels == UNKNOWN).any():
-                raise InputError("an image can be read now that could not be when the pseudo-labels were made; start "
-                                 "anew, or use PSEUDO_LABEL.TEACHER shared")
+            labels = self.table[batch["index"]]
             if self.calibration != "none":
-                batch["uncalibrated"] = self.uncalibrated[batch["index"]].to(device)
-            logits = self.logits.of(batch["index"].to(device)) if self.logits else None
+                batch["uncalibrated"] = self.uncalibrated[batch["index"]]
+            logits = self.logits.of(batch["index"]) if self.logits else None
         else:
             logits = self._logits(batch["weak"])
             labels = logits.argmax(1)
@@ -101,12 +106,12 @@ class Teacher:
         if self.weights:
             self._weigh(batch, self.logits.calibrated(logits))
         if self.history is not None:
-            columns = [batch["index"].to(device)[:, None], labels[:, None], *([logits] if self._follows else [])]
+            columns = [batch["index"][:, None], labels[:, None], *([logits] if self._follows else [])]
             self.batch = torch.cat([column.to(self._precision) for column in columns], dim=1)
         return labels
 
     def _weigh(self, batch: dict[str, Tensor], logits: Tensor) -> None:
-        batch["weight"] = self.weights.weights(logits, batch["index"].to(logits.device), self._latest())
+        batch["weight"] = self.weights.weights(logits, batch["index"], self._latest())
         batch["probabilities"] = self.weights.probabilities(logits)
 
     def _latest(self) -> Tensor:
@@ -122,7 +127,7 @@ class Teacher:
     def _logits(self, images: Tensor) -> Tensor:
         """Of weak views: the unit features' products with the classifier's rows [batch, classes], fp32."""
         weights = self.average if self.mode == "ema" else {}
-        features = torch.cat([functional_call(self.clip.visual, weights, (micro["weak"].to(self.classifier.device),))
+        features = torch.cat([functional_call(self.clip.visual, weights, (micro["weak"],))
                               for micro in micro_batches({"weak": images})])
         return F.normalize(features.float(), dim=-1) @ self.classifier.t()
 
@@ -136,8 +141,8 @@ class Teacher:
         """After an optimiser step: let the average follow (mode `ema`), and note what was seen of the batch, which had
         `images` images in all processes together."""
         if self.mode == "ema":
-            for name, parameter in self._layernorms().items():
-                self.average[name].lerp_(parameter, 1 - self.decay)
+            parameters = self._layernorms()
+            torch._foreach_lerp_([self.average[name] for name in parameters], list(parameters.values()), 1 - self.decay)
         if self.history is not None:
             self._note(images)
 
@@ -181,7 +186,9 @@ class Teacher:
     def load_state_dict(self, state: dict[str, object]) -> None:
         device = self.classifier.device
         self.classifier = state["classifier"].to(device)
-        self.table, self.uncalibrated = state["table"], state["uncalibrated"]
+        if state["table"] is not None:
+            self.table, self.uncalibrated = state["table"].to(device), state["uncalibrated"].to(device)
+            self.unlabelled = (self.table == UNKNOWN).cpu()
         self.history = None if state["history"] is None else state["history"].to(device)
         self.average.update({name: tensor.to(device) for name, tensor in state["average"].items()})
         if state["logits"]:

@@ -29,7 +29,7 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
     """The weight [classes, embed_dim] of Linear(embed_dim, classes, bias=False) after TEXT.EPOCHS full-batch steps.
 
     In each step the unit-length text features get Gaussian noise of std TEXT.NOISE_STD, which makes up for the gap
-    between texts and images (LaFTer, section 3.1). The noise is drawn on the CPU: the same on every device.
+    between texts and images (LaFTer, section 3.1). It is drawn on the device, by whose kind it differs.
     With TEXT.EPOCHS 0 it is the class means of the texts: a weight that no step has changed would be random.
     """
     if not cfg.TEXT.EPOCHS:
@@ -41,10 +41,10 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
                                weight_decay=cfg.OPTIM.WEIGHT_DECAY, optimizer=cfg.OPTIM.NAME,
                                label_smoothing=cfg.TEXT.LABEL_SMOOTHING)
     optimizer, scheduler, criterion = setup_text_training_utils(settings, head)
-    labels = texts.labels.to(device)
+    features, labels = texts.features.to(device), texts.labels.to(device)
     for _ in trange(cfg.TEXT.EPOCHS, desc="text classifier", leave=False, **bar_settings()):
-        noise = cfg.TEXT.NOISE_STD * torch.randn(texts.features.shape)
-        loss = criterion(head((texts.features + noise).to(device)), labels)
+        noise = cfg.TEXT.NOISE_STD * torch.randn_like(features)
+        loss = criterion(head(features + noise), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

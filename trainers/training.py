@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from utils.data.items import UNKNOWN
-from utils.data.loader import ViewLoader, micro_batches
+from utils.data.loader import ViewLoader, micro_batches, send
 from utils.errors import InputError, SystemFailure, TrainingError
 from utils.failures import plain_errors
 from utils.runs.checkpoint import INTERRUPTED, epoch_path, prune, save_checkpoint
@@ -28,7 +29,7 @@ from . import distributed
 from .evaluation import evaluate
 from .objective import Objective
 from .state import Progress, Training
-from .statistics import StepNumbers, TrainingStatistics, model_statistics, summarise_training
+from .statistics import StepNumbers, TrainingStatistics, batch_numbers, model_statistics, summarise_training
 from .teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,9 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
     machine fails a single process (SystemFailure), `training.progress` tells how far it came. Raises TrainingError for
     a loss or a gradient that is not finite, PRINT_FREQ steps after it at the latest.
     """
-    model, teacher, optimizer, scaler = training.model, training.teacher, training.optimizer, training.scaler
     parameters, progress, sampler = training.parameters(), training.progress, loader.batch_sampler
     sampler.epoch, sampler.start = training.epoch, progress.step
-    statistics, micro_size = TrainingStatistics(model, progress.sums), micro_batch_size(cfg, training.device)
+    statistics, full = TrainingStatistics(training.model, progress.sums), sampler.batch_images(0)
     bar = tqdm(total=sampler.num_batches, initial=progress.step, leave=False, **distributed.bar_settings(),
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
     with training.interrupts.deferred(), bar, progress_kept(training, statistics, loader) as done:
@@ -54,29 +54,18 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
             planned = sampler.batch_images(step)  # images of the batch, in all processes
             own = len(batch.get("label", ()))  # of these, what this process could read
             if objective.fairness:
-                batch["mean_prediction"] = mean_prediction(model, batch, own, micro_size).expand(own, -1)
+                batch["mean_prediction"] = mean_prediction(training, cfg, batch, own).expand(own, -1)
+            key = training.graph_key() if own == full else None  # what runs alike from batch to batch may be recorded
+            losses = {}
             if own:
-                batch["target"] = choose_labels(teacher, batch, training.device)
-                losses = Counter()
-                for micro in micro_batches(batch, micro_size):
-                    parts, images = step_loss(model, objective, micro), len(micro["target"])
-                    scaler.scale(sum(parts.values()) * (images / planned)).backward()
-                    losses.update({name: loss.detach() * (images / own) for name, loss in parts.items()})
-                statistics.add_batch(losses, batch, pseudo_labelled=teacher is not None)
+                work = functools.partial(compute_gradients, training, objective, cfg, planned)
+                losses = training.graphs.run("gradients", work, on_device(training, batch), key)
 
             readable, signal = distributed.reduce_step(parameters, own, training.interrupts.signal)
             if readable:
-                scaler.unscale_(optimizer)
-                if readable < planned:  # the mean is over those that could be read
-                    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], planned / readable)
-                norms = statistics.gradient_norms()
-                norm = nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM or math.inf)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-                statistics.add_step(step, norm, norms)
-                if teacher:
-                    teacher.step(planned)
+                work = functools.partial(update, training, statistics, cfg, planned, readable)
+                norms = training.graphs.run("update", work, {}, key)
+                statistics.add_step(step, own, losses, norms)
 
             done.step = step + 1
             bar.update()
@@ -86,6 +75,47 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
                 bar.set_postfix(steps[-1].losses if steps else {})
             training.interrupts.act(signal)
     return training_row(training)
+
+
+def on_device(training: Training, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch's columns on the training device. Raises InputError for an image that there is no label for."""
+    if training.teacher:
+        training.teacher.check(batch)
+    elif (batch["label"] == UNKNOWN).any():
+        raise InputError("TRAIN.SUPERVISION is labels, but some training images have none; use pseudo")
+    return {name: send(column, training.device) for name, column in batch.items()}
+
+
+def compute_gradients(training: Training, objective: Objective, cfg: CfgNode, planned: int,
+                      batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add to the parameters' gradients those of the loss on `batch`, this process's share of the `planned` images of
+    a step; returns `batch_numbers`. Nothing in it waits for the device."""
+    batch = dict(batch)
+    batch["target"] = choose_labels(training.teacher, batch)
+    own, losses = len(batch["target"]), Counter()
+    for micro in micro_batches(batch, micro_batch_size(cfg, training.device)):
+        parts, images = step_loss(training.model, objective, micro), len(micro["target"])
+        training.scaler.scale(sum(parts.values()) * (images / planned)).backward()
+        losses.update({name: loss.detach() * (images / own) for name, loss in parts.items()})
+    return batch_numbers(losses, batch, pseudo_labelled=training.teacher is not None)
+
+
+def update(training: Training, statistics: TrainingStatistics, cfg: CfgNode, planned: int, readable: int,
+           _: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A step of the optimiser with the gradients, which it takes away, of so many `readable` of the `planned` images;
+    returns their norms, of all as `grad_norm` and by kind and stage. Nothing in it waits for the device."""
+    parameters, optimizer, scaler = training.parameters(), training.optimizer, training.scaler
+    scaler.unscale_(optimizer)
+    if readable < planned:  # the mean is over those that could be read
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], planned / readable)
+    norms = statistics.gradient_norms()
+    norm = nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    if training.teacher:
+        training.teacher.step(planned)
+    return {"grad_norm": norm, **norms}
 
 
 @contextlib.contextmanager
@@ -122,32 +152,26 @@ def micro_batch_size(cfg: CfgNode, device: torch.device) -> int:
     return math.ceil(cfg.DATALOADER.TRAIN_X.BATCH_SIZE / distributed.world_size())
 
 
-def choose_labels(teacher: Teacher | None, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+def choose_labels(teacher: Teacher | None, batch: dict[str, Tensor]) -> Tensor:
     """Labels [batch] that the student learns: the teacher's, or without one the true ones."""
-    if teacher:
-        return teacher.labels(batch)
-    if (batch["label"] == UNKNOWN).any():
-        raise InputError("TRAIN.SUPERVISION is labels, but some training images have none; use pseudo")
-    return batch["label"].to(device)
+    return teacher.labels(batch) if teacher else batch["label"]
 
 
 def step_loss(model: Tunable, objective: Objective, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The parts of the loss on the student's views of a batch, each the mean over its images and views; `target`
     [batch] is what they learn."""
     views = [batch[name] for name in ("strong", "strong2") if name in batch] or [batch["weak"]]
-    device = batch["target"].device
-    per_view = [objective(model(view.to(device)), batch["target"], batch) for view in views]
+    per_view = [objective(model(view), batch["target"], batch) for view in views]
     return {name: sum(parts[name] for parts in per_view) / len(views) for name in per_view[0]}
 
 
 @torch.no_grad()
-def mean_prediction(model: Tunable, batch: dict[str, Tensor], own: int, micro_size: int) -> Tensor:
+def mean_prediction(training: Training, cfg: CfgNode, batch: dict[str, Tensor], own: int) -> Tensor:
     """The mean [classes] of the student's probabilities over a batch, over all processes, of which this one has `own`
     images: what a part of the loss that is about the mean needs of the whole batch before its parts go backwards."""
-    device = model.adapter.weight.device
-    total = torch.zeros(1, 1 + model.adapter.out_features, device=device)
-    for micro in micro_batches(batch, micro_size) if own else ():
-        probabilities = model(micro["strong"].to(device)).logits.softmax(-1, dtype=torch.float32)
+    total = torch.zeros(1, 1 + training.model.adapter.out_features, device=training.device)
+    for micro in micro_batches(batch, micro_batch_size(cfg, training.device)) if own else ():
+        probabilities = training.model(micro["strong"]).logits.softmax(-1, dtype=torch.float32)
         total += torch.cat([probabilities.new_full((1,), len(probabilities)), probabilities.sum(0)])
     total = distributed.gather_rows(total, distributed.world_size()).sum(0)
     return total[1:] / total[0].clamp(min=1)

@@ -24,6 +24,7 @@ CHOICES = {
     "MODEL.PRECISION": ("fp32", "fp16", "bf16"),
     "MODEL.COMPILE": ("auto", "on", "off"),
     "TEXT.MODE": ("lafter", "templates_only", "cls_only", "zero_shot"),
+    "TRAIN.CUDA_GRAPH": ("auto", "on", "off"),
     "TRAIN.SUPERVISION": ("pseudo", "labels"),
     "PSEUDO_LABEL.TEACHER": ("shared", "frozen", "ema"),
     "PSEUDO_LABEL.CALIBRATION": ("none", "mean", "std", "balance"),
@@ -102,7 +103,9 @@ def default_config() -> CN:
                        TEMPLATES=[],  # of templates_only; []: DATASET.TEMPLATES
                        SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}",
                        TRUNCATE=True))  # texts of over 77 tokens are cut; False: refused
-    cfg.TRAIN = CN(dict(SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1))
+    cfg.TRAIN = CN(dict(
+        SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1,
+        CUDA_GRAPH="auto"))  # record a step and replay it; auto: on a GPU. Never in fp16 or by several processes
     cfg.PSEUDO_LABEL = CN(dict(
         TEACHER="shared", EMA_DECAY=0.999,
         CALIBRATION="none",  # correct the teacher's logits by their mean, mean and std, or balance the classes

@@ -30,10 +30,11 @@ class MultiStageConsistencyLoss(nn.Module):
             raise InputError(f"the stages must give logits of one shape [n, classes], not {shapes or 'none'}")
         if len(stage_logits) == 1:
             return 0 * stage_logits[0].sum()
-        log_probs = [_log_softmax(logits) for logits in stage_logits]
-        divergences = [F.kl_div(shallower, deeper.detach(), reduction="batchmean", log_target=True)
-                       for shallower, deeper in zip(log_probs, log_probs[1:])]
-        return self.alpha * torch.stack(divergences).mean()
+        *shallower, _ = stage_logits
+        deeper = [logits.detach() for logits in stage_logits[1:]]
+        divergences = F.kl_div(_log_softmax(torch.stack(shallower)), _log_softmax(torch.stack(deeper)),
+                               reduction="none", log_target=True)
+        return self.alpha * divergences.sum(-1).mean()
 
 
 def dual_task_target(labels: Tensor, distributions: Tensor, weight: float) -> Tensor:

@@ -162,11 +162,20 @@ def parameter_groups(trainable: Trainable, settings: TrainingSettings) -> list[d
 
 
 def build_optimizer(trainable: Trainable, settings: TrainingSettings) -> optim.Optimizer:
-    """The optimiser that `settings` names, over `parameter_groups`."""
+    """The optimiser that `settings` names, over `parameter_groups`; on a GPU as one kernel, its state there too, so
+    that a step can be recorded. It stays so where a state from another kind of device is loaded."""
     groups = parameter_groups(trainable, settings)
+    on_gpu = groups[0]["params"][0].device.type == "cuda"
+    fused = {"fused": True} if on_gpu else {}
     if settings.optimizer == "sgd":
-        return optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    return {"adamw": optim.AdamW, "adam": optim.Adam}[settings.optimizer](groups, lr=settings.lr)
+        optimizer = optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, **fused)
+    else:
+        kind = {"adamw": optim.AdamW, "adam": optim.Adam}[settings.optimizer]
+        optimizer = kind(groups, lr=settings.lr, capturable=on_gpu, **fused)
+    here = {name: optimizer.defaults[name] for name in ("fused", "capturable") if name in optimizer.defaults}
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: {
+        **state, "param_groups": [{**group, **here} for group in state["param_groups"]]})
+    return optimizer
 
 
 class ConstantWarmupScheduler(LRScheduler):

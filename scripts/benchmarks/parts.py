@@ -127,7 +127,7 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
     training, criterion = build_training(cfg, clip_model, model, TextPhase(classifier), {})
     objective = Objective(criterion, cfg, [str(i) for i in range(CLASSES)])
     if cfg.PSEUDO_LABEL.TEACHER == "frozen":
-        training.teacher.table = torch.arange(batch) % CLASSES
+        training.teacher.table = torch.arange(batch, device=device) % CLASSES
     model.start_epoch(epoch)
     views = {name: torch.randn(batch, 3, size, size, device=device) for name in ("weak", "strong")}
     return cfg, training, objective, {**views, "index": torch.arange(batch), "label": torch.zeros(batch).long()}
