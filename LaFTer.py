@@ -27,11 +27,12 @@ from trainers.build import (
     load_clip,
     prepare_blocks,
 )
+from trainers.calibration import check_calibration
 from trainers.checks import check_inputs, check_training
 from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective, generated_distributions
 from trainers.precision import settle_precision, suggest_precision
-from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
+from trainers.predict import check_calibrated, find_files, predict_files, read_run, restore, write_predictions
 from trainers.program import exit_with_message
 from trainers.state import Training
 from trainers.text_classifier import TextPhase, text_phase
@@ -141,7 +142,10 @@ def record_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, i
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, clip_model: CLIP,
                identity: Identity) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
-    generated_distributions(cfg, splits.classnames)  # what is wrong with them is told before hours of work
+    generated_distributions(cfg, splits.classnames)  # what is wrong is told before hours of work
+    if cfg.TRAIN.SUPERVISION == "pseudo" and not cfg.TRAIN.SKIP:
+        check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, len(splits.train), len(splits.classnames),
+                          cfg.PSEUDO_LABEL.PRIOR)
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
     with distributed.one_first():
         loaders = build_loaders(cfg, read, clip_model.visual.input_resolution, clip_model.visual.proj.device)
@@ -258,17 +262,23 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
     with collect_logs() as messages:
         files = find_files(Path(flags.predict))
     state = read_run(folder, flags.load_epoch, cfg)
+    check_calibrated(cfg, len(files), len(state["classnames"]), flags.calibrate)
     with start_logging(folder, messages):
         changed_settings(read_identity(folder), cfg)
         model = restore(cfg, load_clip(cfg), state)
-        rows = list(predict_files(model, files, state["classnames"], cfg))
+        rows = list(predict_files(model, files, state["classnames"], cfg, flags.calibrate))
         failed = sum("error" in row for row in rows)
         table, lines = write_predictions(rows, state["classnames"], out)
         log.info("%d images predicted with epoch %d, %d could not be read; %s, %s", len(rows) - failed, state["epoch"],
                  failed, table, lines)
+        if flags.calibrate:
+            log.info("calibrated by these images (%s): %d of them would be of another class otherwise",
+                     flags.calibrate, sum(row.get("uncalibrated", row.get("prediction")) != row.get("prediction")
+                                          for row in rows))
     if failed == len(rows):
         raise InputError(f"none of the {failed} images could be read; {table} says why of each. The first: "
                          f"{rows[0]['error']}")
+    check_calibrated(cfg, len(rows) - failed, len(state["classnames"]), flags.calibrate)  # else they are as ever
     return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(table), str(lines)]}
 
 

@@ -29,6 +29,7 @@ from utils.utils import Tunable, setup_lafter_training_utils
 
 from . import distributed
 from .cuda_graph import StepGraphs
+from .image_weights import build_weights
 from .LaFTer import LaFTer, token_prompts
 from .LaFTer_multilayer import MultiLayerLaFTer
 from .state import Training
@@ -244,7 +245,8 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, text: TextPha
              f": {batches} times {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
-        teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
+        teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY,
+                          cfg.PSEUDO_LABEL.CALIBRATION, cfg.PSEUDO_LABEL.PRIOR, build_weights(cfg))
     scaler = torch.amp.GradScaler(model.adapter.weight.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
     training = Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump(),
                         interrupts or Interrupts(), references=text.references, unreadable=list(text.unreadable))
