@@ -1,4 +1,4 @@
-"""A finished run's model on images: restored for evaluation or prediction, and its predictions as tables."""
+"""A finished run's model on images: restored for evaluation or prediction, and its predictions as tables and pages."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from clip.model import CLIP
 from utils.config import resolve_path
 from utils.data.image_formats import HINTS
 from utils.data.images import Decoding, choose_decoding, read_image
+from utils.data.items import UNKNOWN, Splits
 from utils.data.listing import in_brackets, list_images, tell_left_out
 from utils.data.loader import PARAMS, ViewLoader, micro_batches
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import WeakView, build_views
+from utils.datasets.folder import find_label
 from utils.errors import InputError
 from utils.files import read_text
+from utils.report.predictions import MISTAKES, SHOWN, Shown, write_page
+from utils.report.thumbnails import make_thumbnail, read_thumbnails
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
 from utils.runs.record import write_text
 from utils.utils import Tunable
@@ -99,7 +103,8 @@ def find_files(path: Path) -> list[Path]:
 
 
 class ImageFiles(Dataset):
-    """Files as `ImageDataset` gives them, view `weak`, each with its `error`: why it could not be read, or nothing."""
+    """Files as `ImageDataset` gives them, view `weak`, each with its `error`: why it could not be read, or nothing;
+    and the first SHOWN, which a page has room for, with their `thumbnail`, a JPEG: none is decoded for it again."""
 
     def __init__(self, files: Sequence[Path], view: WeakView, decoding: Decoding):
         self.files, self.views, self.decoding = list(files), {"weak": view}, decoding
@@ -108,19 +113,23 @@ class ImageFiles(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        view, message = self.views["weak"], ""
+        view, message, thumbnail = self.views["weak"], "", b""
         try:
-            pixels = view.prepare(read_image(self.files[index], self.decoding))
+            picture = read_image(self.files[index], self.decoding)
+            pixels = view.prepare(picture)
+            thumbnail = make_thumbnail(picture) if index < SHOWN else b""
         except InputError as error:
             pixels, message = np.zeros(view.stored_shape(1, 1), dtype=np.uint8), str(error)
         image, params = view.sample(pixels, np.random.default_rng(0))
-        return {"weak": image, "weak" + PARAMS: params, "error": message}
+        return {"weak": image, "weak" + PARAMS: params, "error": message, "thumbnail": thumbnail}
 
 
 @torch.no_grad()
-def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[str], cfg: CfgNode) -> Iterator[dict]:
+def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[str],
+                  cfg: CfgNode) -> Iterator[tuple[dict, bytes]]:
     """A row per file: `file`, `prediction` (the most probable class), `confidence` (its probability), `probabilities`
-    {class: p} and, of a dual-task model, `distribution`. An unreadable file's row has `file` and `error`.
+    {class: p} and, of a dual-task model, `distribution`. An unreadable file's row has `file` and `error`. With each
+    row the file's thumbnail, a JPEG, as `ImageFiles` has it.
 
     A dual-task model has one output for both tasks, trained towards the distribution blended with the label: its
     probabilities are what the metrics of distributions score, and what `distribution` repeats.
@@ -135,15 +144,15 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
     names = iter(files)
     for batch in tqdm(loader, desc="prediction", leave=False, **bar_settings()):
         probabilities = torch.cat([model(micro["weak"]).logits.softmax(-1).cpu() for micro in micro_batches(batch)])
-        for row, error in zip(probabilities, batch["error"]):
+        for row, error, thumbnail in zip(probabilities, batch["error"], batch["thumbnail"]):
             file = str(next(names))
             if error:
-                yield {"file": file, "error": error}
+                yield {"file": file, "error": error}, thumbnail
                 continue
             shares = dict(zip(classnames, row.tolist()))
             best = max(shares, key=shares.get)
             yield {"file": file, "prediction": best, "confidence": shares[best], "probabilities": shares,
-                   **({"distribution": shares} if cfg.DUAL_TASK.ENABLED else {})}
+                   **({"distribution": shares} if cfg.DUAL_TASK.ENABLED else {})}, thumbnail
 
 
 def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: Path) -> tuple[Path, Path]:
@@ -163,6 +172,56 @@ def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: P
     write_text(paths[0], "\ufeff" + table.getvalue())
     write_text(paths[1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return paths
+
+
+def show_files(path: Path, rows: Sequence[dict], thumbnails: Sequence[bytes], classnames: Sequence[str], name: str,
+               note: str) -> None:
+    """Write the page of the rows and thumbnails of `predict_files`, which are predictions of `name`. Where each file
+    lies in a folder called like a class, as in the data set `folder`, that is its label."""
+    notes = [note]
+    if len(rows) > SHOWN:
+        notes.append(f"Here are the first {SHOWN:,} of {len(rows):,} images; predictions.csv has all.")
+    labels = {folder: find_label(folder, list(classnames)) for folder in {Path(row["file"]).parent.name for row in rows}}
+    if None in labels.values():
+        labels = {}
+    else:
+        notes.append("The folders are called like classes and are taken as labels.")
+    images = []
+    for row, thumbnail in zip(rows[:SHOWN], thumbnails):
+        file = Path(row["file"])
+        images.append(Shown(file, list(row.get("probabilities", {}).values()), row.get("error", ""),
+                            labels.get(file.parent.name, UNKNOWN), thumbnail=thumbnail))
+    write_page(path, f"Predictions of {name}", notes, images, classnames)
+
+
+def show_split(path: Path, splits: Splits, loader: ViewLoader, outputs: dict, note: str) -> None:
+    """Write the page of the test images and of `outputs`, what `predict` gave of their `loader`. Of more than SHOWN it
+    has the surest mistakes and as many others as find room."""
+    places = {index: place for place, index in enumerate(outputs["index"].tolist())}
+    chosen = choose_shown(outputs, len(splits.test))
+    left_out = f"Here are {len(chosen):,} of {len(splits.test):,} images." if len(chosen) < len(splits.test) else ""
+    thumbnails = read_thumbnails([splits.test[index].path for index in chosen], loader.dataset.decoding,
+                                 loader.num_workers)
+    images = []
+    for index, read in zip(chosen, tqdm(thumbnails, "thumbnails", len(chosen), leave=False, **bar_settings())):
+        item, thumbnail = splits.test[index], read if isinstance(read, bytes) else b""
+        if index in places:
+            images.append(Shown(item.path, outputs["probabilities"][places[index]].tolist(), "", item.label,
+                                item.distribution, thumbnail))
+        else:
+            images.append(Shown(item.path, error=f"{item.path} was left out" if thumbnail else str(read)))
+    write_page(path, f"{splits.name}: the test images", [note, *filter(None, [left_out])], images, splits.classnames)
+    log.info("the test images and what the model says of them: %s", path)
+
+
+def choose_shown(outputs: dict, count: int) -> list[int]:
+    """Which of a split's `count` images its page shows: all, or SHOWN evenly chosen and the surest mistakes."""
+    if count <= SHOWN:
+        return list(range(count))
+    confidence, predicted = outputs["probabilities"].max(1)
+    mistakes = ((outputs["labels"] != UNKNOWN) & (outputs["labels"] != predicted)).nonzero().squeeze(1)
+    surest = mistakes[confidence[mistakes].argsort(descending=True)[:MISTAKES]]
+    return sorted({*range(0, count, -(-count // SHOWN)), *outputs["index"][surest].tolist()})
 
 
 def _rounded(value: float | None) -> str:

@@ -45,7 +45,8 @@ class Shown(NamedTuple):
         return self.label not in (UNKNOWN, self.predicted)
 
 
-def write_page(path: Path, title: str, notes: Sequence[str], images: Sequence[Shown], classnames: Sequence[str]) -> None:
+def write_page(path: Path, title: str, notes: Sequence[str], images: Sequence[Shown],
+               classnames: Sequence[str]) -> None:
     """Write the page of `images`, in their order; `notes` are sentences below the title.
 
     Where labels are known it begins with the surest mistakes; images that could not be read stand at the end with their

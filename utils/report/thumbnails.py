@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -29,8 +29,8 @@ def make_thumbnail(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def read_thumbnails(files: Sequence[Path], decoding: Decoding, threads: int) -> list[bytes | str]:
-    """The thumbnail of each file or, where it cannot be read, what `read_image` says of it."""
+def read_thumbnails(files: Sequence[Path], decoding: Decoding, threads: int) -> Iterator[bytes | str]:
+    """The thumbnail of each file or, where it cannot be read, what `read_image` says of it, in their order."""
 
     def read(file: Path) -> bytes | str:
         try:
@@ -39,7 +39,7 @@ def read_thumbnails(files: Sequence[Path], decoding: Decoding, threads: int) -> 
             return str(error)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(read, files))
+        yield from pool.map(read, files)
 
 
 def place_thumbnails(thumbnails: Sequence[bytes], page: Path) -> list[str]:
