@@ -181,7 +181,8 @@ def show_files(path: Path, rows: Sequence[dict], thumbnails: Sequence[bytes], cl
     notes = [note]
     if len(rows) > SHOWN:
         notes.append(f"Here are the first {SHOWN:,} of {len(rows):,} images; predictions.csv has all.")
-    labels = {folder: find_label(folder, list(classnames)) for folder in {Path(row["file"]).parent.name for row in rows}}
+    folders = {Path(row["file"]).parent.name for row in rows}
+    labels = {folder: find_label(folder, list(classnames)) for folder in folders}
     if None in labels.values():
         labels = {}
     else:

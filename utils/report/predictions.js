@@ -21,6 +21,15 @@ const orders = {
   class: (a, b) => a.predicted - b.predicted || b.confidence - a.confidence,
   mistakes: (a, b) => b.wrong - a.wrong || (a.wrong ? b.confidence - a.confidence : a.confidence - b.confidence),
 };
+
+function comparison(order) {
+  if (order in orders) return orders[order];
+  const index = Number(order.split(" ")[1]); // of the class that is to be most
+  for (const entry of entries) entry.share ??= Array.from(entry.card.querySelectorAll("li"), share);
+  return (a, b) => b.share[index] - a.share[index];
+}
+
+const share = bar => parseFloat(bar.style.getPropertyValue("--p"));
 let waiting = []; // what fits and is not in the page yet
 
 function fits(entry, wanted) {
@@ -34,7 +43,7 @@ function fits(entry, wanted) {
 
 function show() {
   const wanted = Object.fromEntries(new FormData(form));
-  waiting = entries.filter(entry => fits(entry, wanted)).sort(orders[wanted.order]);
+  waiting = entries.filter(entry => fits(entry, wanted)).sort(comparison(wanted.order));
   count.textContent = `${waiting.length.toLocaleString("en")} of ${entries.length.toLocaleString("en")} images`;
   list.replaceChildren();
   showMore();

@@ -143,10 +143,10 @@ def percent(share: float) -> str:
 
 
 def key_of_colours(images: Sequence[Shown]) -> str:
-    """What the bars are, in per cent."""
+    """What the bars and the numbers beside them are."""
     annotated = any(image.distribution is not None for image in images)
-    return ('<p class="lead key"><span><i style="background: var(--predicted)"></i>predicted, in per cent</span>'
-            + ('<span><i style="background: var(--annotated)"></i>annotated</span>' if annotated else "") + "</p>")
+    return ('<p class="lead key"><i style="background: var(--predicted)"></i>predicted'
+            + (' | <i style="background: var(--annotated)"></i>annotated' if annotated else "") + ", in per cent</p>")
 
 
 def controls(images: Sequence[Shown], classnames: Sequence[str], labelled: bool) -> str:
@@ -158,10 +158,12 @@ def controls(images: Sequence[Shown], classnames: Sequence[str], labelled: bool)
         fields += [_select("Label", "label", {"": "all", **_counted((image.label for image in images), classnames)}),
                    _select("Verdict", "verdict", {"": "right and wrong", "right": "right", "wrong": "wrong"})]
         orders["mistakes"] = "surest mistakes first"
-    fields += [f'<label class="short">{text} %<input type="number" name="{name}" min="0" max="100" value="{value}"'
-               ' inputmode="numeric"></label>'
-               for text, name, value in (("Confidence from", "least", 0), ("to", "most", 100))]
-    fields += ['<label>File name has<input type="search" name="file" autocomplete="off"></label>',
+    if len(classnames) <= ALL_BARS:
+        orders |= {f"most {index}": f"most {name} first" for index, name in enumerate(classnames)}
+    bounds = (f'<label>{text} %<input type="number" name="{name}" value="{value}" min="0" max="100" step="any">'
+              "</label>" for text, name, value in (("Confidence from", "least", 0), ("to", "most", 100)))
+    fields += [f'<span class="pair">{"".join(bounds)}</span>',
+               '<label>File name has<input type="search" name="file" autocomplete="off"></label>',
                _select("Order", "order", orders), '<button type="reset">Show all</button>',
                '<output id="count" aria-live="polite"></output>']
     return '<form id="controls" hidden>' + "\n".join(fields) + "</form>"
