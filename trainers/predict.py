@@ -1,4 +1,4 @@
-"""A finished run's model on images: restored for evaluation or prediction, and its predictions as tables and pages."""
+"""A finished run's model on images: restored for evaluation or prediction, and its predictions as tables."""
 
 from __future__ import annotations
 
@@ -21,16 +21,14 @@ from clip.model import CLIP
 from utils.config import resolve_path
 from utils.data.image_formats import HINTS
 from utils.data.images import Decoding, choose_decoding, read_image
-from utils.data.items import UNKNOWN, Splits
 from utils.data.listing import in_brackets, list_images, tell_left_out
 from utils.data.loader import PARAMS, ViewLoader, micro_batches
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import WeakView, build_views
-from utils.datasets.folder import find_label
 from utils.errors import InputError
 from utils.files import read_text
-from utils.report.predictions import MISTAKES, SHOWN, Shown, write_page
-from utils.report.thumbnails import make_thumbnail, read_thumbnails
+from utils.report.predictions import SHOWN
+from utils.report.thumbnails import make_thumbnail
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
 from utils.runs.record import write_text
 from utils.utils import Tunable
@@ -172,57 +170,6 @@ def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: P
     write_text(paths[0], "\ufeff" + table.getvalue())
     write_text(paths[1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return paths
-
-
-def show_files(path: Path, rows: Sequence[dict], thumbnails: Sequence[bytes], classnames: Sequence[str], name: str,
-               note: str) -> None:
-    """Write the page of the rows and thumbnails of `predict_files`, which are predictions of `name`. Where each file
-    lies in a folder called like a class, as in the data set `folder`, that is its label."""
-    notes = [note]
-    if len(rows) > SHOWN:
-        notes.append(f"Here are the first {SHOWN:,} of {len(rows):,} images; predictions.csv has all.")
-    folders = {Path(row["file"]).parent.name for row in rows}
-    labels = {folder: find_label(folder, list(classnames)) for folder in folders}
-    if None in labels.values():
-        labels = {}
-    else:
-        notes.append("The folders are called like classes and are taken as labels.")
-    images = []
-    for row, thumbnail in zip(rows[:SHOWN], thumbnails):
-        file = Path(row["file"])
-        images.append(Shown(file, list(row.get("probabilities", {}).values()), row.get("error", ""),
-                            labels.get(file.parent.name, UNKNOWN), thumbnail=thumbnail))
-    write_page(path, f"Predictions of {name}", notes, images, classnames)
-
-
-def show_split(path: Path, splits: Splits, loader: ViewLoader, outputs: dict, note: str) -> None:
-    """Write the page of the test images and of `outputs`, what `predict` gave of their `loader`. Of more than SHOWN it
-    has the surest mistakes and as many others as find room."""
-    places = {index: place for place, index in enumerate(outputs["index"].tolist())}
-    chosen = choose_shown(outputs, len(splits.test))
-    left_out = f"Here are {len(chosen):,} of {len(splits.test):,} images." if len(chosen) < len(splits.test) else ""
-    thumbnails = read_thumbnails([splits.test[index].path for index in chosen], loader.dataset.decoding,
-                                 loader.num_workers)
-    images = []
-    for index, read in zip(chosen, tqdm(thumbnails, "thumbnails", len(chosen), leave=False, **bar_settings())):
-        item, thumbnail = splits.test[index], read if isinstance(read, bytes) else b""
-        if index in places:
-            images.append(Shown(item.path, outputs["probabilities"][places[index]].tolist(), "", item.label,
-                                item.distribution, thumbnail))
-        else:
-            images.append(Shown(item.path, error=f"{item.path} was left out" if thumbnail else str(read)))
-    write_page(path, f"{splits.name}: the test images", [note, *filter(None, [left_out])], images, splits.classnames)
-    log.info("the test images and what the model says of them: %s", path)
-
-
-def choose_shown(outputs: dict, count: int) -> list[int]:
-    """Which of a split's `count` images its page shows: all, or SHOWN evenly chosen and the surest mistakes."""
-    if count <= SHOWN:
-        return list(range(count))
-    confidence, predicted = outputs["probabilities"].max(1)
-    mistakes = ((outputs["labels"] != UNKNOWN) & (outputs["labels"] != predicted)).nonzero().squeeze(1)
-    surest = mistakes[confidence[mistakes].argsort(descending=True)[:MISTAKES]]
-    return sorted({*range(0, count, -(-count // SHOWN)), *outputs["index"][surest].tolist()})
 
 
 def _rounded(value: float | None) -> str:
