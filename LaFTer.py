@@ -232,9 +232,9 @@ def evaluate_run(cfg: CfgNode, flags: Flags) -> dict:
         with distributed.one_first():
             clip_model = load_clip(cfg)
         model = restore(cfg, clip_model, state)
-        scored = dataclasses.replace(splits, train=[])  # no training image is read
+        held_out = dataclasses.replace(splits, train=[])  # no training image is read
         with distributed.one_first():
-            loaders = build_loaders(cfg, scored, clip_model.visual.input_resolution, clip_model.visual.proj.device)
+            loaders = build_loaders(cfg, held_out, clip_model.visual.input_resolution, clip_model.visual.proj.device)
         evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
         scored = {split: score_split(model, loader, split) for split, loader in evaluation.items()}
         result = {"dataset": splits.name, "epoch": state["epoch"], "classnames": splits.classnames,

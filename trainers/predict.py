@@ -26,11 +26,10 @@ from utils.data.loader import PARAMS, ViewLoader, micro_batches
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import WeakView, build_views
 from utils.errors import InputError
-from utils.files import read_text
+from utils.files import read_text, write_whole
 from utils.report.predictions import SHOWN
 from utils.report.thumbnails import make_thumbnail
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
-from utils.runs.record import write_text
 from utils.utils import Tunable
 
 from .build import build_student
@@ -156,7 +155,8 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
 def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: Path) -> tuple[Path, Path]:
     """predictions.csv (a column `p(<class>)` per class) and predictions.jsonl (the rows as they are) in `folder`.
 
-    The table opens with a byte order mark: without it Excel takes UTF-8 for the system's own encoding.
+    The table opens with a byte order mark: without it Excel takes UTF-8 for the system's own encoding. What is no
+    character in a file's name stands as JSON escapes it, so that the lines give back the very name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
@@ -167,8 +167,9 @@ def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: P
         writer.writerow([row["file"], row.get("prediction", ""), _rounded(row.get("confidence")),
                          *(_rounded(shares.get(name)) for name in classnames), row.get("error", "")])
     paths = folder / "predictions.csv", folder / "predictions.jsonl"
-    write_text(paths[0], "\ufeff" + table.getvalue())
-    write_text(paths[1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    texts = "\ufeff" + table.getvalue(), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for path, text in zip(paths, texts):
+        write_whole(path, text.encode(errors="backslashreplace"))
     return paths
 
 
