@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None) if os.name == "posix" else None
 FLAGS = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run",
          "--disable-extensions", "--disable-background-networking", "--password-store=basic")  # no keyring is asked for
 PATIENCE = 60  # seconds for an answer

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -107,11 +108,11 @@ def test_the_policy_lets_nothing_in_but_the_script(tmp_path):
 def test_a_card_tells_the_prediction_and_each_share():
     image = Shown(Path("a"), (0.125, 0.5, 0.375), label=2, distribution=(0.0, 0.25, 0.75))
     assert (image.predicted, image.confidence, image.wrong) == (1, 0.5, True)
-    assert not image._replace(label=1).wrong and not image._replace(label=UNKNOWN).wrong
+    assert not replace(image, label=1).wrong and not replace(image, label=UNKNOWN).wrong
     assert barred_classes(image) == [0, 1, 2]
     many = Shown(Path("a"), [0.01 * k for k in range(12)], label=3)
     assert barred_classes(many) == [11, 10, 9, 8, 7, 3]
-    assert barred_classes(many._replace(label=UNKNOWN)) == barred_classes(many._replace(label=9)) == [11, 10, 9, 8, 7]
+    assert barred_classes(replace(many, label=UNKNOWN)) == barred_classes(replace(many, label=9)) == [11, 10, 9, 8, 7]
 
 
 def test_the_surest_mistakes_come_first():

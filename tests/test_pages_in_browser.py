@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def draw(count: int) -> list[Shown]:
     rng, thumbnail = np.random.default_rng(0), make_thumbnail(Image.new("RGB", (160, 120), "teal"))
     images = [Shown(Path(f"photos/{number:04}.jpg"), rng.dirichlet(np.ones(3)).round(3).tolist(), label=number % 3,
                     distribution=rng.dirichlet(np.ones(3)).tolist(), thumbnail=thumbnail) for number in range(count)]
-    images[1] = images[1]._replace(file=Path("photos") / NASTY)
+    images[1] = replace(images[1], file=Path("photos") / NASTY)
     return [*images, Shown(Path("photos/bad.jpg"), error="cannot read photos/bad.jpg (it is <b>cut</b>)")]
 
 
