@@ -17,10 +17,11 @@ from PIL import ExifTags, Image
 
 from tests.browser import PageSource
 from trainers import pages
-from trainers.pages import choose_shown, show_files
+from trainers.pages import choose_shown, show_files, show_split
 from trainers.predict import ImageFiles
 from utils.data.images import Decoding, read_image
-from utils.data.items import UNKNOWN
+from utils.data.items import UNKNOWN, Item, Splits
+from utils.data.loader import build_loader
 from utils.data.views import WeakView
 from utils.errors import TrainingError
 from utils.report import thumbnails
@@ -132,7 +133,7 @@ def test_names_are_told_below_the_common_folder(tmp_path, monkeypatch):
 
 def test_folders_called_like_classes_are_labels(tmp_path):
     def verdicts(*files: str) -> list[str | None]:
-        rows = [{"file": file, "probabilities": {"hot dog": 0.9, "b": 0.1}} for file in files]
+        rows = [{"file": file, "prediction": "hot dog", "probabilities": {"hot dog": 0.9, "b": 0.1}} for file in files]
         show_files(tmp_path / "p.html", rows, [b""] * len(rows), ["hot dog", "b"], "x", "y")
         cards = PageSource(tmp_path / "p.html").all("article")[-len(files):]
         return [card.get("data-label") for card in cards]
@@ -141,16 +142,32 @@ def test_folders_called_like_classes_are_labels(tmp_path):
     assert verdicts("x/hot dog/1.jpg", "x/other/1.jpg") == [None, None]
 
 
+def test_images_that_a_split_left_out_stand_with_their_reasons(tmp_path):
+    for name in ("0.png", "2.png"):
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    (tmp_path / "1.png").write_bytes(b"cut")
+    items = [Item(tmp_path / f"{number}.png", number % 2, "") for number in range(3)]
+    loader = build_loader(items, {"weak": WeakView(16, (0.5,) * 3, (0.5,) * 3)}, 2, 0, on_error="skip")
+    probabilities = torch.tensor([[0.75, 0.25], [0.25, 0.75]])  # of images 0 and 2
+    show_split(tmp_path / "p.html", Splits("set", tmp_path, ["a", "b"], [], [], items), loader,
+               {"probabilities": probabilities, "index": torch.tensor([0, 2]), "labels": torch.tensor([0, 0])}, "note")
+    seen = PageSource(tmp_path / "p.html")
+    assert [card["data-predicted"] + card["data-label"] for card in seen.all("article")] == ["10", "00", "10"]
+    assert len(seen.all("img")) == 3 and "set: the test images" in seen.texts
+    assert any(text.startswith(f"cannot read image {tmp_path / '1.png'} (") for text in seen.texts)
+
+
 def test_a_page_of_very_many_images_has_a_part_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "SHOWN", 4)
     rows = [{"file": f"{number}.jpg", "probabilities": {"a": 1.0}} for number in range(6)]
+    rows[5] = {"file": "5.jpg", "error": "cannot read 5.jpg"}
     show_files(tmp_path / "p.html", rows, [b""] * 6, ["a"], "x", "y")
     seen = PageSource(tmp_path / "p.html")
     assert len(seen.all("article")) == 4
-    assert "Here are the first 4 of 6 images; predictions.csv has all." in seen.texts
-    labels, index = torch.tensor([0, 0, 1, UNKNOWN, 0]), torch.tensor([0, 1, 2, 3, 5])  # image 4 could not be read
+    assert {"Here are the first 4 of 6 images; predictions.csv has all.", "cannot read 5.jpg"} < set(seen.texts)
+    labels, index = torch.tensor([0, 0, 1, UNKNOWN, 0]), torch.tensor([0, 1, 2, 4, 5])  # image 3 could not be read
     shares = torch.tensor([0.9, 0.4, 0.8, 0.1, 0.2])
     outputs = {"probabilities": torch.stack([shares, 1 - shares], 1), "labels": labels, "index": index}
     assert choose_shown(outputs, 4) == [0, 1, 2, 3]
     monkeypatch.setattr(pages, "MISTAKES", 2)
-    assert choose_shown(outputs, 6) == [0, 2, 4, 5]  # every second; the surest mistakes are 2 and 5
+    assert choose_shown(outputs, 6) == [0, 2, 3, 4, 5]  # every second; the surest mistakes are 2 and 5

@@ -225,7 +225,8 @@ def test_a_run_is_scored_on_other_data_of_the_same_classes(unlabelled, place):
         assert all(card["data-label"] != card["data-predicted"] for card in gallery) and wrong > 1
         sure = [float(card["data-confidence"]) for card in gallery]
         assert sure == sorted(sure, reverse=True)
-    assert "The folders are called like classes and are taken as labels." in page.texts
+    assert ("The folders are called like classes and are taken as labels: "
+            f"{right} of 12 predictions are right.") in page.texts
 
 
 def test_a_run_is_not_scored_on_other_classes(unlabelled, place, tmp_path):
