@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--predict", default="", metavar="PATH",
                         help="an image, a folder of them or a .txt list: the --model-dir run's predictions of them")
     parser.add_argument("--predict-out", default="", metavar="FOLDER",
-                        help="folder for predictions.csv and predictions.jsonl (default: the run's)")
+                        help="folder for predictions.csv, .jsonl and .html (default: the run's)")
     parser.add_argument("--calibrate", default="", choices=CALIBRATIONS,
                         help="correct --predict's classes by these images' own statistics, at least 100 images; "
                              "balance: all classes are equally frequent, or as PSEUDO_LABEL.PRIOR says")
