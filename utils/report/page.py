@@ -55,9 +55,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.append(button);
     button.onclick = () => {
       const body = table.tBodies[0], rows = [...body.rows];
-      const largest = rows.some(row => typeof value(row, column) === "number") && !button.textContent.includes("\\u2193");
-      const before = head.ariaSort, first = largest ? "descending" : "ascending";
-      const order = before === first ? (largest ? "ascending" : "descending") : first;
+      const numbers = rows.some(row => typeof value(row, column) === "number");
+      const orders = ["ascending", "descending"];
+      if (numbers && !button.textContent.includes("\\u2193")) orders.reverse();  // the best first
+      const order = orders[head.getAttribute("aria-sort") === orders[0] ? 1 : 0];
       for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
