@@ -123,11 +123,23 @@ def test_the_bins_of_a_reliability_diagram():
     assert error == pytest.approx(metrics.expected_calibration_error(PROBS, LABELS), rel=1e-9)
 
 
+def test_kl_by_temperature():
+    """p ∝ t²: at T = 2 it is t, at T = 1 it is as given, and at the highest it nears the uniform one."""
+    targets = np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
+    squares = targets ** 2 / (targets ** 2).sum(1, keepdims=True)
+    got = dict(zip(metrics.TEMPERATURES, metrics.kl_by_temperature(squares, targets)))
+    assert got[2.0] == pytest.approx(0, abs=1e-12) and got[1.0] == pytest.approx(metrics.kl(squares, targets))
+    assert min(got) == 0.25 and max(got) == 8.0 and got[8.0] < metrics.kl(np.full((2, 3), 1 / 3), targets)
+    onehot = metrics.kl_by_temperature(torch.eye(3)[:2], targets)  # ln p is that of EPSILON: finite
+    assert all(map(math.isfinite, onehot)) and onehot[0] > onehot[-1]
+
+
 def test_score_of_labelled_images():
     distributions = PROBS.roll(1, 0)
     got = metrics.score(PROBS, LABELS, distributions)
     assert got == {**metrics.classification_metrics(PROBS, LABELS),
-                   **metrics.distribution_metrics(PROBS, distributions), "predicted": [3, 2, 1, 0]}
+                   **metrics.distribution_metrics(PROBS, distributions), "predicted": [3, 2, 1, 0],
+                   "kl_by_temperature": metrics.kl_by_temperature(PROBS, distributions)}
     assert set(metrics.score(PROBS, LABELS)) == {"top1", "macro_f1", "ece", "per_class_accuracy", "reliability",
                                                  "confusion_matrix", "predicted"}
     assert got["confusion_matrix"] == metrics.confusion_matrix(PROBS, LABELS).tolist()

@@ -20,6 +20,7 @@ from .errors import InputError
 EPSILON = 1e-12  # the least probability inside KL's logarithm
 CONFUSION_CLASSES = 128  # with more classes the confusion matrix is too large for a record with a row per epoch
 BINS = 15  # of the highest probability, for calibration
+TEMPERATURES = tuple(2 ** (half / 2) for half in range(-4, 7))  # ¼ to 8, of `kl_by_temperature`
 
 Array = Tensor | np.ndarray
 
@@ -176,6 +177,17 @@ def kl(probs: Array, targets: Array) -> float:
     return (t * (t.clamp(min=EPSILON) / p.clamp(min=EPSILON)).log()).sum(1).mean().item()
 
 
+def kl_by_temperature(probs: Array, targets: Array) -> list[float]:
+    """`kl` of softmax(logits / T), that is of p^(1/T) normalised, for each T of TEMPERATURES.
+
+    A classifier may be too sharp or too flat for distributions, whatever it has learnt of them: the least of these on
+    one split tells the temperature at which to compare on another (temperature scaling, Guo et al., ICML 2017).
+    """
+    p, t = _pair(probs, targets)
+    logits = p.clamp(min=EPSILON).log()
+    return [kl((logits / temperature).softmax(1), t) for temperature in TEMPERATURES]
+
+
 def cosine(probs: Array, targets: Array) -> float:
     """p · t / (‖p‖ ‖t‖); higher is better."""
     p, t = _pair(probs, targets)
@@ -235,6 +247,7 @@ def score(probabilities: Tensor, labels: Tensor, distributions: Tensor | None = 
             metrics["agreement"] = (choices.predicted == _labels(reference, choices)).double().mean().item()
     if distributions is not None:
         metrics |= distribution_metrics(probabilities, distributions)
+        metrics["kl_by_temperature"] = kl_by_temperature(probabilities, distributions)
     return metrics | {"predicted": predicted}
 
 

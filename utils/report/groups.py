@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..files import read_text
+from ..metrics import TEMPERATURES
 from ..runs.identity import Identity, read_identity
 from ..runs.record import backbone_label, read_rows
 
@@ -130,6 +131,18 @@ def scores(runs: Sequence[dict], method: str, metric: str = "top1") -> dict[int,
 def tuned_scores(runs: Sequence[dict], metric: str) -> dict[int, float]:
     """A test-split metric of the tuned model: after the last epoch, or of a probe."""
     return scores(runs, "last", metric) or scores(runs, "tuned", metric)
+
+
+def scaled_kl(runs: Sequence[dict], method: str) -> dict[int, tuple[float, float]]:
+    """(KL, T) by seed of one of METHODS: the test split's KL divergence at the temperature T that gives the validation
+    split's the least; without the runs that recorded none."""
+    found = {}
+    for seed, test in scores(runs, method, "kl_by_temperature").items():
+        (val,) = (run["splits"].get("val", {}).get(method, {}) for run in runs if run["seed"] == seed)
+        if known := val.get("kl_by_temperature"):
+            best = known.index(min(known))
+            found[seed] = test[best], TEMPERATURES[best]
+    return found
 
 
 def shared_scores(members: Groups, method: str, metric: str) -> list[tuple[list[Key], list[dict]]]:

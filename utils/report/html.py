@@ -35,8 +35,8 @@ SHOWN_CLASSES = 30  # a larger confusion matrix is told by its most frequent con
 NOTES = {
     "accuracy": "Top-1 in per cent on the test split (↑: higher is better), mean ± standard deviation over seeds. The "
                 "test split is scored in every epoch and never selects: the last epoch, and the one that was best on "
-                "the validation split. Settings are the tuned defaults where no other are named; those called published are the "
-                "original program's.",
+                "the validation split. Settings are the tuned defaults where no other are named; those called "
+                "published are the original program's.",
     "difference": "Points on the test split, paired by seed: mean of the differences and a 95 % t-interval. One that "
                   "holds 0 shows no difference. Where many methods are compared, some intervals miss 0 by chance.",
     "further": "The models on the test split, tuned ones after the last epoch, in per cent. ECE: expected calibration "

@@ -13,6 +13,7 @@ from .groups import (
     choose_baseline,
     differences,
     panels,
+    scaled_kl,
     scores,
     shared_scores,
     tuned_scores,
@@ -25,7 +26,8 @@ from .targets import dual_task_targets
 FURTHER_COLUMNS = {"macro_f1": "macro-F1 ↑", "ece": "ECE ↓", "agreement": "agreement", "confidence": "confidence"}
 DISTRIBUTION_COLUMNS = {"kl": "KL ↓", "chebyshev": "Chebyshev ↓", "clark": "Clark ↓", "clark_normalized": "Clark/√C ↓",
                         "canberra": "Canberra ↓", "canberra_normalized": "Canberra/C ↓", "cosine": "cosine ↑",
-                        "intersection": "intersection ↑"}
+                        "intersection": "intersection ↑", "scaled_kl": "KL at T ↓", "temperature": "T"}
+SCALED = ("scaled_kl", "temperature")  # not among the metrics themselves
 CONDITIONS = ["data", "supervision", "backbone"]  # the columns that a panel's methods have in common
 
 Table = list[list[str]]  # the head, then the rows
@@ -65,26 +67,34 @@ def further_table(groups: Groups) -> Table:
 def distribution_table(groups: Groups) -> Table:
     """The distribution metrics on the test split of every model that has them; what dual tasks learn; below them
     published figures of a data set of which some runs are comparable. Only the head where no run has any."""
-    table, published = [[*CONDITIONS, "trainer", "seeds", *DISTRIBUTION_COLUMNS.values()]], {}
-
-    def add(start: Sequence[str], figures: dict[str, Sequence[float]]) -> None:
-        table.append([*start, *(spread(figures.get(metric, ()), 3) for metric in DISTRIBUTION_COLUMNS)])
-
+    rows: list[tuple[list[str], dict[str, Sequence[float]]]] = []
     for panel, members in panels(groups).items():
         for name, runs, method in model_rows(members, "kl"):
-            add([*panel, name, str(len(runs))],
-                {metric: list(scores(runs, method, metric).values()) for metric in DISTRIBUTION_COLUMNS})
+            figures = {metric: list(scores(runs, method, metric).values()) for metric in DISTRIBUTION_COLUMNS}
+            if scaled := scaled_kl(runs, method):
+                figures["scaled_kl"], figures["temperature"] = zip(*scaled.values())
+            rows.append(([*panel, name, str(len(runs))], figures))
         for name, seeds in dual_task_targets(members).items():
-            add([*panel, name, str(len(seeds))],
-                {metric: [figures[metric] for figures in seeds] for metric in DISTRIBUTION_COLUMNS})
-    for key, runs in groups.items():
-        if tuned_scores(runs, "kl"):
-            published.setdefault(key.dataset, {}).update(published_distributions(runs)[0])
-    for dataset, methods in published.items():
+            figures = {metric: [one[metric] for one in seeds] for metric in seeds[0]}
+            rows.append(([*panel, name, str(len(seeds))], figures))
+    columns = {metric: title for metric, title in DISTRIBUTION_COLUMNS.items()
+               if metric not in SCALED or any(metric in figures for _, figures in rows)}
+    table = [[*CONDITIONS, "trainer", "seeds", *columns.values()]]
+    table += [[*start, *(spread(figures.get(metric, ()), 3) for metric in columns)] for start, figures in rows]
+    for dataset, methods in _published_methods(groups).items():
         for name, figures in methods.items():
-            cells = [f"{figures[metric]:.2f}" if metric in figures else "" for metric in DISTRIBUTION_COLUMNS]
+            cells = [f"{figures[metric]:.2f}" if metric in figures else "" for metric in columns]
             table.append([dataset, "labels", "", f"{name} (published)", "", *cells])
     return table
+
+
+def _published_methods(groups: Groups) -> dict[str, dict[str, dict[str, float]]]:
+    """The published distribution metrics of each data set of which some tuned models are comparable, by method."""
+    found: dict[str, dict] = {}
+    for key, runs in groups.items():
+        if tuned_scores(runs, "kl"):
+            found.setdefault(key.dataset, {}).update(published_distributions(runs)[0])
+    return found
 
 
 def model_rows(members: Groups, metric: str) -> Iterator[tuple[str, list[dict], str]]:
@@ -116,7 +126,8 @@ def published_note(groups: Groups) -> str:
 
 
 def distribution_note(groups: Groups) -> str:
-    """What the published distributions are, where some stand below runs, and beside which runs they do not."""
+    """What the published distributions are, where some stand below runs, and beside which runs they do not; what the
+    rows of dual tasks' targets and the columns of scaled logits are, where there are some."""
     shown, reasons = False, defaultdict(list)
     for key, runs in groups.items():
         figures, reason = published_distributions(runs)
@@ -125,6 +136,12 @@ def distribution_note(groups: Groups) -> str:
             if reason and reason != UNKNOWN:
                 reasons[reason].append(f"{key.dataset}, {key.method}")
     said = ["Published rows are from the literature and of other splits: they give the order of magnitude."] * shown
+    if any(scaled_kl(runs, method) for runs in groups.values() for method in METHODS):
+        said.append("A model may be too sharp (T above 1) or too flat for distributions, whatever it has learnt: KL at "
+                    "T is that of softmax(logits / T), with the T whose KL on the validation split is least.")
+    if any(map(dual_task_targets, panels(groups).values())):
+        said.append("What a dual task learns is its target, made with the true labels: a model that learns it "
+                    "perfectly, from labels that are all right, has these figures.")
     return " ".join([*said, *_without_figures(reasons)])
 
 
