@@ -84,6 +84,7 @@ def _show(key: str, value: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     from .report.charts import draw_comparison, draw_curves  # matplotlib takes a second, and a run's end needs none
+    from .report.fonts import fonts_for
     from .report.html import html_report, markdown_report
 
     parser = argparse.ArgumentParser(description="Compare finished runs: tables, pictures and a report in ROOT.")
@@ -100,10 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                          + ", ".join(sorted({key.method for key in groups})))
     table, page = args.markdown or args.root / "results.md", args.html or args.root / "report.html"
     write_text(table, markdown_report(groups, args.baseline))
-    write_text(page, html_report(groups, args.root.resolve().name or "runs", args.baseline, page.parent))
-    draw_curves(groups, args.root / "results.png")
-    draw_curves(groups, args.root / "seconds.png", "seconds")
-    draw_comparison(groups, args.root / "comparison.png", args.baseline)
+    with fonts_for(name for key in groups for name in (key.method, *key.panel)):
+        write_text(page, html_report(groups, args.root.resolve().name or "runs", args.baseline, page.parent))
+        draw_curves(groups, args.root / "results.png")
+        draw_curves(groups, args.root / "seconds.png", "seconds")
+        draw_comparison(groups, args.root / "comparison.png", args.baseline)
     compared = difference_table(groups, args.baseline)
     shown = [accuracy_table(groups), *([compared] if len(compared) > 1 else [])]
     pictures = [path for name in ("results", "seconds", "comparison") if (path := args.root / f"{name}.png").is_file()]

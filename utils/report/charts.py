@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from .figures import GREY, INK, LINES, Look, choose_looks, draw, legend_below, save_png
 from .groups import METHODS, Groups, Key, choose_baseline, differences, panels, scores, tuned_scores
 from .intervals import mean_interval
-from .training_charts import Curve, curves
+from .training_charts import Curve
 
 COLUMNS = 3  # panels side by side in a picture
 BASELINES = {"zero_shot": Look(GREY, ":"), "text_classifier": Look(GREY, "--")}
@@ -22,12 +22,12 @@ X_LABELS = {"epoch": "epoch (0: before the first step)", "seconds": "seconds of 
 Looks = Mapping[str, Look]
 
 
-def draw_curves(groups: Groups, path: Path, axis: str = "epoch") -> bool:
-    """Write a picture with a panel per data set, supervision and backbone, of what `curves_figure` shows; False, and
-    nothing is written, where the records lack the `axis`, `epoch` or `seconds`."""
+def draw_curves(groups: Groups, path: Path, axis: str = "epoch") -> None:
+    """Write a picture with a panel per data set, supervision and backbone, of what `curves_figure` shows; none by
+    `seconds` where no record tells them."""
     looks, found = choose_looks(groups), panels(groups)
     if axis == "seconds" and not any(accuracies(runs, axis) for runs in groups.values()):
-        return False
+        return
     columns = min(COLUMNS, len(found))
     rows = -(-len(found) // columns)
 
@@ -41,8 +41,7 @@ def draw_curves(groups: Groups, path: Path, axis: str = "epoch") -> bool:
                 place.remove()
         legend_below(figure, 2 * columns)
 
-    save_png(draw((6.4 * columns, 4.4 * rows), paint, _names(groups)), path)
-    return True
+    save_png(draw((6.4 * columns, 4.4 * rows), paint), path)
 
 
 def curves_figure(members: Groups, looks: Looks, axis: str = "epoch") -> Figure | None:
@@ -55,11 +54,7 @@ def curves_figure(members: Groups, looks: Looks, axis: str = "epoch") -> Figure 
         _draw_methods(figure.subplots(), members, looks, axis)
         legend_below(figure, 2)
 
-    return draw((6.0, 4.0 + 0.1 * len(members)), paint, _names(members))
-
-
-def _names(groups: Groups) -> list[str]:
-    return [text for key in groups for text in (key.method, *key.panel)]
+    return draw((6.0, 4.0 + 0.1 * len(members)), paint)
 
 
 def _draw_methods(place: Axes, members: Groups, looks: Looks, axis: str) -> None:
@@ -78,14 +73,16 @@ def _draw_methods(place: Axes, members: Groups, looks: Looks, axis: str) -> None
 def accuracies(runs: Sequence[dict], axis: str = "epoch") -> list[Curve]:
     """A curve per run of its test accuracy in per cent, by `epoch`, or by the `seconds` that training took until then;
     of the latter none for a record without times."""
-    found = curves(runs, lambda row: row.get("test", {}).get("top1"), 100)
-    if axis == "epoch":
-        return found
-    timed = [run for run in runs if all("train_seconds" in row for row in run["rows"] if row["epoch"])]
-    times = [dict(zip((row["epoch"] for row in run["rows"]),
-                      itertools.accumulate(row.get("train_seconds", 0) for row in run["rows"]))) for run in timed]
-    return [[(seconds[epoch], value) for epoch, value in curve]
-            for run, seconds in zip(timed, times) if seconds and max(seconds.values()) for curve in accuracies([run])]
+    found = []
+    for run in runs:
+        seconds, curve = 0.0, []
+        for row in run["rows"]:
+            seconds += row.get("train_seconds", 0)
+            if "top1" in row.get("test", {}):
+                curve.append((row["epoch"] if axis == "epoch" else seconds, 100 * row["test"]["top1"]))
+        if curve and (seconds or axis == "epoch"):
+            found.append(curve)
+    return found
 
 
 def baselines(members: Groups) -> dict[str, float]:
@@ -113,7 +110,7 @@ def draw_comparison(groups: Groups, path: Path, baseline: str = "") -> None:
         legend_below(figure, 2)
 
     if order:
-        save_png(draw((5.2 + 4.3 * bool(compared), 1.9 + 0.27 * len(order)), paint, _names(members)), path)
+        save_png(draw((5.2 + 4.3 * bool(compared), 1.9 + 0.27 * len(order)), paint), path)
 
 
 def scores_figure(members: Groups, looks: Looks) -> Figure | None:
@@ -124,7 +121,7 @@ def scores_figure(members: Groups, looks: Looks) -> Figure | None:
         _draw_scores(figure.subplots(), members, order, looks)
         legend_below(figure, 2)
 
-    return draw((6.0, 1.9 + 0.27 * len(order)), paint, _names(members)) if order else None
+    return draw((6.0, 1.9 + 0.27 * len(order)), paint) if order else None
 
 
 def differences_figure(members: Groups, looks: Looks, baseline: str = "") -> Figure | None:
@@ -135,7 +132,7 @@ def differences_figure(members: Groups, looks: Looks, baseline: str = "") -> Fig
     def paint(figure: Figure) -> None:
         _draw_differences(figure.subplots(), compared, order, looks, choose_baseline(members, baseline))
 
-    return draw((6.0, 1.5 + 0.27 * len(order)), paint, _names(members)) if compared else None
+    return draw((6.0, 1.5 + 0.27 * len(order)), paint) if compared else None
 
 
 def ranked(members: Groups) -> list[Key]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +17,13 @@ import matplotlib
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from .fonts import fonts_for
 from .groups import Groups
 
 INK = "#010203"  # text and axes; in an SVG it becomes the page's text colour
 GREY = "#808080"  # what belongs to no method
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = {"-": "", "--": "7 3", "-.": "7 3 2 3", ":": "2 3"}  # matplotlib's name, SVG's dashes
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "runs", "font.family": ["sans-serif"], "font.size": 9,
+SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "runs", "font.size": 9,
             "axes.titlesize": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
             "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
             "axes.spines.right": False, "axes.grid": True, "grid.color": GREY, "grid.alpha": 0.3,
@@ -64,9 +63,9 @@ def tones(colour: str, count: int) -> list[Look]:
     return [Look(to_hex(mix), list(STYLES)[number % len(STYLES)]) for number, mix in enumerate(mixed)]
 
 
-def draw(size: tuple[float, float], paint: Callable[[Figure], None], names: Sequence[str] = ()) -> Figure:
-    """A figure of `size` inches that `paint` has drawn into, laid out; `names` is what users named in it."""
-    with matplotlib.rc_context(SETTINGS), fonts_for(names):
+def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> Figure:
+    """A figure of `size` inches that `paint` has drawn into, laid out."""
+    with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=size, layout="constrained")
         paint(figure)
         figure.draw_without_rendering()
@@ -82,14 +81,14 @@ def legend_below(figure: Figure, columns: int) -> None:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    with matplotlib.rc_context(SETTINGS), fonts_for(()):
+    with matplotlib.rc_context(SETTINGS):
         figure.savefig(path, dpi=120)
 
 
 def to_svg(figure: Figure, title: str) -> str:
     """A figure as an inline SVG element; `title` is read to those who do not see it."""
     file = io.StringIO()
-    with matplotlib.rc_context(SETTINGS), fonts_for(()):
+    with matplotlib.rc_context(SETTINGS):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg"):].replace(INK, "currentColor")

@@ -58,7 +58,8 @@ def further_table(groups: Groups) -> Table:
                if any(tuned_scores(runs, metric) for runs in groups.values())}
     table = [[*CONDITIONS, "trainer", "seeds", *columns.values()]]
     for panel, members in panels(groups).items():
-        for name, runs, method in model_rows(members, next(iter(columns), "")):
+        told = next((metric for metric in columns if any(tuned_scores(runs, metric) for runs in members.values())), "")
+        for name, runs, method in model_rows(members, told):
             cells = [spread([100 * value for value in scores(runs, method, metric).values()]) for metric in columns]
             table.append([*panel, name, str(len(runs)), *cells])
     return table
@@ -78,7 +79,7 @@ def distribution_table(groups: Groups) -> Table:
             figures = {metric: [one[metric] for one in seeds] for metric in seeds[0]}
             rows.append(([*panel, name, str(len(seeds))], figures))
     columns = {metric: title for metric, title in DISTRIBUTION_COLUMNS.items()
-               if metric not in SCALED or any(metric in figures for _, figures in rows)}
+               if metric not in SCALED or any(figures.get(metric) for _, figures in rows)}
     table = [[*CONDITIONS, "trainer", "seeds", *columns.values()]]
     table += [[*start, *(spread(figures.get(metric, ()), 3) for metric in columns)] for start, figures in rows]
     for dataset, methods in _published_methods(groups).items():
