@@ -26,9 +26,10 @@ from utils.data.loader import PARAMS, ViewLoader, micro_batches
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import WeakView, build_views
 from utils.errors import InputError
-from utils.files import read_text
+from utils.files import read_text, write_whole
+from utils.report.predictions import SHOWN
+from utils.report.thumbnails import make_thumbnail
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
-from utils.runs.record import write_text
 from utils.utils import Tunable
 
 from .build import build_student
@@ -99,7 +100,8 @@ def find_files(path: Path) -> list[Path]:
 
 
 class ImageFiles(Dataset):
-    """Files as `ImageDataset` gives them, view `weak`, each with its `error`: why it could not be read, or nothing."""
+    """Files as `ImageDataset` gives them, view `weak`, each with its `error`: why it could not be read, or nothing;
+    and the first SHOWN, which a page has room for, with their `thumbnail`, a JPEG: none is decoded for it again."""
 
     def __init__(self, files: Sequence[Path], view: WeakView, decoding: Decoding):
         self.files, self.views, self.decoding = list(files), {"weak": view}, decoding
@@ -108,19 +110,23 @@ class ImageFiles(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        view, message = self.views["weak"], ""
+        view, message, thumbnail = self.views["weak"], "", b""
         try:
-            pixels = view.prepare(read_image(self.files[index], self.decoding))
+            picture = read_image(self.files[index], self.decoding)
+            pixels = view.prepare(picture)
+            thumbnail = make_thumbnail(picture) if index < SHOWN else b""
         except InputError as error:
             pixels, message = np.zeros(view.stored_shape(1, 1), dtype=np.uint8), str(error)
         image, params = view.sample(pixels, np.random.default_rng(0))
-        return {"weak": image, "weak" + PARAMS: params, "error": message}
+        return {"weak": image, "weak" + PARAMS: params, "error": message, "thumbnail": thumbnail}
 
 
 @torch.no_grad()
-def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[str], cfg: CfgNode) -> Iterator[dict]:
+def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[str],
+                  cfg: CfgNode) -> Iterator[tuple[dict, bytes]]:
     """A row per file: `file`, `prediction` (the most probable class), `confidence` (its probability), `probabilities`
-    {class: p} and, of a dual-task model, `distribution`. An unreadable file's row has `file` and `error`.
+    {class: p} and, of a dual-task model, `distribution`. An unreadable file's row has `file` and `error`. With each
+    row the file's thumbnail, a JPEG, as `ImageFiles` has it.
 
     A dual-task model has one output for both tasks, trained towards the distribution blended with the label: its
     probabilities are what the metrics of distributions score, and what `distribution` repeats.
@@ -135,21 +141,22 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
     names = iter(files)
     for batch in tqdm(loader, desc="prediction", leave=False, **bar_settings()):
         probabilities = torch.cat([model(micro["weak"]).logits.softmax(-1).cpu() for micro in micro_batches(batch)])
-        for row, error in zip(probabilities, batch["error"]):
+        for row, error, thumbnail in zip(probabilities, batch["error"], batch["thumbnail"]):
             file = str(next(names))
             if error:
-                yield {"file": file, "error": error}
+                yield {"file": file, "error": error}, thumbnail
                 continue
             shares = dict(zip(classnames, row.tolist()))
             best = max(shares, key=shares.get)
             yield {"file": file, "prediction": best, "confidence": shares[best], "probabilities": shares,
-                   **({"distribution": shares} if cfg.DUAL_TASK.ENABLED else {})}
+                   **({"distribution": shares} if cfg.DUAL_TASK.ENABLED else {})}, thumbnail
 
 
 def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: Path) -> tuple[Path, Path]:
     """predictions.csv (a column `p(<class>)` per class) and predictions.jsonl (the rows as they are) in `folder`.
 
-    The table opens with a byte order mark: without it Excel takes UTF-8 for the system's own encoding.
+    The table opens with a byte order mark: without it Excel takes UTF-8 for the system's own encoding. What is no
+    character in a file's name stands as JSON escapes it, so that the lines give back the very name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
@@ -160,8 +167,9 @@ def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: P
         writer.writerow([row["file"], row.get("prediction", ""), _rounded(row.get("confidence")),
                          *(_rounded(shares.get(name)) for name in classnames), row.get("error", "")])
     paths = folder / "predictions.csv", folder / "predictions.jsonl"
-    write_text(paths[0], "\ufeff" + table.getvalue())
-    write_text(paths[1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    texts = "\ufeff" + table.getvalue(), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for path, text in zip(paths, texts):
+        write_whole(path, text.encode(errors="backslashreplace"))
     return paths
 
 

@@ -78,6 +78,11 @@ def _count(names: Sequence[str], counts: Sequence[int]) -> str:
         f"; {len(rest)} others {sum(count for _, count in rest)}{never}" if rest else "")
 
 
+def format_metrics(metrics: dict) -> str:
+    """The figures of one split and method in a line, as far as the summary has a column for them."""
+    return ", ".join(f"{name} {_show(key, metrics[key])}" for key, name in COLUMNS.items() if key in metrics)
+
+
 def _show(key: str, value: float) -> str:
     return f"{100 * value:.1f} %" if key in PER_CENT else f"{value:.3f}"
 
