@@ -148,6 +148,7 @@ def test_legends_cover_no_data(groups):
                                                                              nth_look(0)).values()]
     assert sum(len(figure.legends) for figure in figures) > 3
     for figure in figures:
+        figure.draw_without_rendering()  # lays it out
         assert not any(axis.get_legend() for axis in figure.axes)
         for legend in figure.legends:
             assert legend.get_window_extent().y1 < min(axis.get_tightbbox().y0 for axis in figure.axes) + 1

@@ -80,7 +80,8 @@ def _count(names: Sequence[str], counts: Sequence[int]) -> str:
 
 def format_metrics(metrics: dict) -> str:
     """The figures of one split and method in a line, as far as the summary has a column for them."""
-    return ", ".join(f"{name} {_show(key, metrics[key])}" for key, name in COLUMNS.items() if key in metrics)
+    return ", ".join(f"{name.rstrip(' ↑↓')} {_show(key, metrics[key])}" for key, name in COLUMNS.items()
+                     if key in metrics)
 
 
 def _show(key: str, value: float) -> str:

@@ -89,7 +89,7 @@ def class_table(members: Groups) -> Table:
     for key, runs in members.items():
         columns[key.method] = list(tuned_scores(runs, "per_class_accuracy").values())
     columns = {name: seeds for name, seeds in columns.items() if seeds}
-    classnames = next(iter(members.values()))[0].get("classnames", [])
+    classnames = next((run["classnames"] for runs in members.values() for run in runs if "classnames" in run), [])
     counts = _class_counts(members)
     table = [["class", *["images"] * bool(counts), *(f"{name} ↑" for name in columns)]]
     for label, name in enumerate(classnames if columns else ()):

@@ -13,7 +13,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from .figures import GREY, Look, draw, legend_below, tones
 from .groups import METHODS, added_tables
 
-SIZE = (4.4, 3.1)  # inches, of one panel
+WIDTH, HEIGHT = 4.4, 2.1  # inches, of one panel, and of its axes
+LEFT, RIGHT, TOP, BOTTOM, LINE = 0.6, 0.15, 0.3, 0.55, 0.17  # of its margins, and of a line of its legend
+COLUMNS = 4  # of the legend
 
 Curve = list[tuple[float, float]]  # (epoch or seconds, value)
 
@@ -87,18 +89,30 @@ def _stages(runs: Sequence[dict], get: Callable[[dict], list | None], factor: fl
 
 def training_figures(runs: Sequence[dict], look: Look) -> dict[str, Figure]:
     """A figure per panel, by its title; then the reliability diagram, where bins are recorded."""
-    figures = {panel.title: draw(SIZE, lambda figure, panel=panel: _draw_panel(figure, panel, look.color))
+    figures = {panel.title: _small(len(panel.lines), lambda axis, panel=panel: _draw_panel(axis, panel, look.color))
                for panel in training_panels(runs)}
     lines = {METHODS[method]: bins for method in ("last", "tuned", "text_classifier", "zero_shot")
              if (bins := added_tables(runs, method, "reliability"))}
     if lines:
-        figures["reliability (test)"] = draw(SIZE, lambda figure: _draw_reliability(figure, lines, look))
+        figures["reliability (test)"] = _small(len(lines), lambda axis: _draw_reliability(axis, lines, look))
     return figures
 
 
-def _draw_panel(figure: Figure, panel: Panel, colour: str) -> None:
+def _small(lines: int, paint: Callable[[Axes], None]) -> Figure:
+    """A figure with one axis that `paint` draws so many lines into, and their names below."""
+    bottom = BOTTOM + LINE * -(-lines // COLUMNS)
+    height = TOP + HEIGHT + bottom
+
+    def fill(figure: Figure) -> None:
+        figure.subplots_adjust(LEFT / WIDTH, bottom / height, 1 - RIGHT / WIDTH, 1 - TOP / height)
+        paint(figure.subplots())
+        legend_below(figure, COLUMNS)
+
+    return draw((WIDTH, height), fill, layout="none")
+
+
+def _draw_panel(axis: Axes, panel: Panel, colour: str) -> None:
     """Means over the seeds as lines, and what the seeds span as bands."""
-    axis = figure.subplots()
     for (name, seeds), look in zip(panel.lines.items(), tones(colour, len(panel.lines))):
         by_epoch: dict[float, list[float]] = {}
         for epoch, value in (point for curve in seeds for point in curve):
@@ -113,8 +127,6 @@ def _draw_panel(figure: Figure, panel: Panel, colour: str) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True)
     if panel.log_scale and all(value > 0 for seeds in panel.lines.values() for curve in seeds for _, value in curve):
         use_log_scale(axis)
-    if len(panel.lines) > 1 or "all" not in panel.lines:
-        legend_below(figure, 4)
 
 
 def use_log_scale(axis: Axes) -> None:
@@ -124,9 +136,8 @@ def use_log_scale(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_reliability(figure: Figure, lines: dict[str, list[list[float]]], look: Look) -> None:
+def _draw_reliability(axis: Axes, lines: dict[str, list[list[float]]], look: Look) -> None:
     """Accuracy over mean confidence of each bin that holds images; a dot's area is the bin's share of the images."""
-    axis = figure.subplots()
     axis.plot([0, 100], [0, 100], color=GREY, linewidth=0.8)
     styles = {METHODS["text_classifier"]: Look(GREY, "--"), METHODS["zero_shot"]: Look(GREY, ":")}
     for name, bins in lines.items():
@@ -138,4 +149,3 @@ def _draw_reliability(figure: Figure, lines: dict[str, list[list[float]]], look:
         axis.scatter(confidences, accuracies, [200 * share for share in shares], color=drawn.color, alpha=0.6,
                      linewidths=0)
     axis.set(title="reliability (test)", xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 103), ylim=(-3, 103))
-    legend_below(figure, 3)
