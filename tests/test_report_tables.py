@@ -42,8 +42,8 @@ def test_all_models_stand_in_the_table_of_distributions(tmp_path):
     place = {name: number for number, name in enumerate(table[0])}
     assert [[row[3], row[place["KL ↓"]], row[place["KL at T ↓"]], row[place["T"]]] for row in table[1:]] == [
         ["zero-shot", "0.900", "", ""], ["text classifier", "0.600", "", ""],  # both methods have these in common
-        ["LaFTer, before the first step", "0.800", "", ""], ["LaFTer", "0.500", "0.250", "2.000"],
-        ["MultiLayerLaFTer, before the first step", "0.800", "", ""], ["MultiLayerLaFTer", "0.700", "0.350", "2.000"]]
+        ["LaFTer, before the first step", "0.800", "", ""], ["LaFTer", "0.500", "0.250", "2.00"],
+        ["MultiLayerLaFTer, before the first step", "0.800", "", ""], ["MultiLayerLaFTer", "0.700", "0.350", "2.00"]]
     note = distribution_note(find_runs(tmp_path))
     assert "the T whose KL on the validation split is least" in note and "dual task" not in note
 

@@ -104,5 +104,5 @@ def _class_counts(members: Groups) -> list[str]:
         for method in ("last", "tuned", "zero_shot"):
             if found := scores(runs, method, "confusion_matrix"):
                 seeds = [[sum(row) for row in matrix] for matrix in found.values()]
-                return [f"{statistics.mean(counts):g}" for counts in zip(*seeds)]
+                return [f"{statistics.mean(counts):.4g}" for counts in zip(*seeds)]
     return []

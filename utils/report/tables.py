@@ -60,6 +60,8 @@ def further_table(groups: Groups) -> Table:
     for panel, members in panels(groups).items():
         told = next((metric for metric in columns if any(tuned_scores(runs, metric) for runs in members.values())), "")
         for name, runs, method in model_rows(members, told):
+            if method == "untrained":
+                continue
             cells = [spread([100 * value for value in scores(runs, method, metric).values()]) for metric in columns]
             table.append([*panel, name, str(len(runs)), *cells])
     return table
@@ -81,7 +83,8 @@ def distribution_table(groups: Groups) -> Table:
     columns = {metric: title for metric, title in DISTRIBUTION_COLUMNS.items()
                if metric not in SCALED or any(figures.get(metric) for _, figures in rows)}
     table = [[*CONDITIONS, "trainer", "seeds", *columns.values()]]
-    table += [[*start, *(spread(figures.get(metric, ()), 3) for metric in columns)] for start, figures in rows]
+    table += [[*start, *(spread(figures.get(metric, ()), 2 if metric == "temperature" else 3) for metric in columns)]
+              for start, figures in rows]
     for dataset, methods in _published_methods(groups).items():
         for name, figures in methods.items():
             cells = [f"{figures[metric]:.2f}" if metric in figures else "" for metric in columns]
