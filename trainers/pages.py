@@ -22,27 +22,30 @@ log = logging.getLogger(__name__)
 def show_files(path: Path, rows: Sequence[dict], thumbnails: Sequence[bytes], classnames: Sequence[str], name: str,
                note: str) -> None:
     """Write the page of the rows and thumbnails of `predict_files`, which are predictions of `name`. Where each file
-    lies in a folder called like a class, as in the data set `folder`, that is its label."""
+    lies in a folder called like a class, as in the data set `folder`, that is its label. Of more than SHOWN it has the
+    first, and the reasons of all that could not be read."""
+    files = [Path(row["file"]) for row in rows]
+    folders = {file.parent.name: UNKNOWN for file in files}
+    known = {folder: find_label(folder, list(classnames)) for folder in folders}
     notes = [note]
+    if None not in known.values():
+        folders = known
+        read = [(row["prediction"], folders[file.parent.name]) for row, file in zip(rows, files) if "error" not in row]
+        right = sum(prediction == classnames[label] for prediction, label in read)
+        notes.append("The folders are called like classes and are taken as labels: "
+                     f"{right:,} of {len(read):,} predictions are right.")
     if len(rows) > SHOWN:
         notes.append(f"Here are the first {SHOWN:,} of {len(rows):,} images; predictions.csv has all.")
-    folders = {Path(row["file"]).parent.name for row in rows}
-    labels = {folder: find_label(folder, list(classnames)) for folder in folders}
-    if None in labels.values():
-        labels = {}
-    else:
-        notes.append("The folders are called like classes and are taken as labels.")
-    images = []
-    for row, thumbnail in zip(rows[:SHOWN], thumbnails):
-        file = Path(row["file"])
-        images.append(Shown(file, list(row.get("probabilities", {}).values()), row.get("error", ""),
-                            labels.get(file.parent.name, UNKNOWN), thumbnail=thumbnail))
+    images = [Shown(file, list(row.get("probabilities", {}).values()), row.get("error", ""), folders[file.parent.name],
+                    thumbnail=thumbnail)
+              for place, (file, row, thumbnail) in enumerate(zip(files, rows, thumbnails))
+              if place < SHOWN or "error" in row]
     write_page(path, f"Predictions of {name}", notes, images, classnames)
 
 
 def show_split(path: Path, splits: Splits, loader: ViewLoader, outputs: dict, note: str) -> None:
     """Write the page of the test images and of `outputs`, what `predict` gave of their `loader`. Of more than SHOWN it
-    has the surest mistakes and as many others as find room."""
+    has those that `choose_shown` names."""
     places = {index: place for place, index in enumerate(outputs["index"].tolist())}
     chosen = choose_shown(outputs, len(splits.test))
     left_out = f"Here are {len(chosen):,} of {len(splits.test):,} images." if len(chosen) < len(splits.test) else ""
@@ -61,10 +64,12 @@ def show_split(path: Path, splits: Splits, loader: ViewLoader, outputs: dict, no
 
 
 def choose_shown(outputs: dict, count: int) -> list[int]:
-    """Which of a split's `count` images its page shows: all, or SHOWN evenly chosen and the surest mistakes."""
+    """Which of a split's `count` images its page shows: all, or SHOWN evenly chosen, the surest mistakes and those that
+    could not be read."""
     if count <= SHOWN:
         return list(range(count))
     confidence, predicted = outputs["probabilities"].max(1)
     mistakes = ((outputs["labels"] != UNKNOWN) & (outputs["labels"] != predicted)).nonzero().squeeze(1)
     surest = mistakes[confidence[mistakes].argsort(descending=True)[:MISTAKES]]
-    return sorted({*range(0, count, -(-count // SHOWN)), *outputs["index"][surest].tolist()})
+    unread = {*range(count)} - {*outputs["index"].tolist()}
+    return sorted({*range(0, count, -(-count // SHOWN)), *outputs["index"][surest].tolist(), *unread})

@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--predict", default="", metavar="PATH",
                         help="an image, a folder of them or a .txt list: the --model-dir run's predictions of them")
     parser.add_argument("--predict-out", default="", metavar="FOLDER",
-                        help="folder for predictions.csv and predictions.jsonl (default: the run's)")
+                        help="folder for predictions.csv, .jsonl and .html (default: the run's)")
     parser.add_argument("--list", dest="list_datasets", action="store_true", default=False,
                         help="show the known data sets, which are under --root, and where to get the others")
     for flag, (key, kind, text) in VALUES.items():

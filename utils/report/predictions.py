@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 from ..data.items import UNKNOWN
@@ -21,7 +23,8 @@ MISTAKES = 12  # in the gallery
 ALL_BARS, TOP_BARS = 10, 5  # up to so many classes all have a bar; of more, the most probable
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True)
+class Shown:
     """An image of the page: its probabilities by class, or `error`, why there are none; its label and its annotated
     distribution, where they are known. Without a thumbnail its name stands alone."""
 
@@ -32,13 +35,13 @@ class Shown(NamedTuple):
     distribution: Sequence[float] | None = None
     thumbnail: bytes = b""
 
-    @property
+    @cached_property
     def predicted(self) -> int:
         return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
 
     @property
     def confidence(self) -> float:
-        return max(self.probabilities)
+        return self.probabilities[self.predicted]
 
     @property
     def wrong(self) -> bool:
@@ -125,7 +128,7 @@ def barred_classes(image: Shown) -> list[int]:
     classes = range(len(image.probabilities))
     if len(classes) <= ALL_BARS:
         return list(classes)
-    top = sorted(classes, key=lambda index: -image.probabilities[index])[:TOP_BARS]
+    top = heapq.nlargest(TOP_BARS, classes, key=image.probabilities.__getitem__)
     return top if image.label in (UNKNOWN, *top) else [*top, image.label]
 
 
