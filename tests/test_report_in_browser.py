@@ -11,8 +11,10 @@ from utils.report.html import html_report
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
 def test_a_browser_sorts_the_tables_and_nothing_is_wider_than_a_phone(tmp_path):
-    path = tmp_path / "report.html"
-    path.write_text(html_report(two_methods(tmp_path / "runs"), "runs", folder=tmp_path), encoding="utf-8")
+    path, groups = tmp_path / "report.html", two_methods(tmp_path / "runs")
+    for run in (run for runs in groups.values() for run in runs):
+        run["rows"] = []  # fewer charts to draw
+    path.write_text(html_report(groups, "runs", folder=tmp_path), encoding="utf-8")
     cells = "[...document.querySelector('table').tBodies[0].rows].map(row => row.cells[0].textContent)"
     click = "document.querySelectorAll('table')[0].querySelectorAll('thead button')[{}].click()"
     order = "document.querySelector('table th[aria-sort]').ariaSort"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 import torch
 
+import LaFTer
+from tests.conftest import CLASSNAMES
 from tests.test_literature import write_settings
 from tests.test_results import write_run
+from tests.tiny_run import arguments, make_inputs
 from utils.config import load_config
 from utils.emotion_circle import class_distances, strategy1
 from utils.metrics import TEMPERATURES, kl
@@ -110,6 +114,24 @@ def test_what_runs_were(tmp_path):
     assert told["trained parameters"] == "49,160"
     assert dict(zip(head, old))["device"] == "NVIDIA H100" and dict(zip(head, old))["training"] == ""
     assert duration(0) == "" and duration(59.6) == "0:01:00"
+
+
+def test_a_real_run_tells_what_the_report_asks_for(tmp_path):
+    """Nine test images: three of each class."""
+    make_inputs(tmp_path)
+    LaFTer.main(arguments(tmp_path, "a", "--epochs", "1"))
+    groups = find_runs(tmp_path / "runs")
+    ((run,),) = groups.values()
+    told = dict(zip(*runs_table(groups)))
+    assert told["test images"] == "9" and told["training"] and told["device"] == run["environment"]["processor"]
+    date = datetime.fromisoformat(run["environment"]["date"])
+    assert timedelta() <= datetime.now(timezone.utc) - date < timedelta(hours=1)
+    for metrics in run["splits"]["test"].values():
+        images, right, confidence = map(sum, zip(*metrics["reliability"]))
+        assert (images, right / images) == (9, pytest.approx(metrics["top1"])) and 3 < confidence <= 9
+        gaps = sum(abs(right - confidence) for _, right, confidence in metrics["reliability"])
+        assert gaps / 9 == pytest.approx(metrics["ece"])
+    assert [row[:2] for row in class_table(groups)[1:]] == [[name, "3"] for name in CLASSNAMES]
 
 
 def test_settings_that_differ(tmp_path):
