@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import logging
 import platform
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,12 +95,21 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def environment(clip_model: CLIP) -> dict[str, object]:
-    """What a reader needs to repeat the run's numbers."""
+    """What a reader needs to repeat the run's numbers, and when and on what they were made."""
     device = clip_model.visual.proj.device
-    return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"date": now, "python": platform.python_version(), "torch": torch.__version__,
+            "system": platform.platform(), "processor": processor(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "precision": clip_model.precision,
             "threads": torch.get_num_threads()}
+
+
+def processor() -> str:
+    """The CPU's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 # Compiling takes about a minute; it pays beyond so much work, in FLOP. On a CPU it saved nothing measurable (ViT-B/32,
