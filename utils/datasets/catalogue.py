@@ -9,20 +9,7 @@ from typing import NamedTuple
 from ..data.listing import count_images
 from ..errors import InputError
 from .classification import DEFINITIONS
-from .emotions import FOLDERS
-from .folder import SPLITS
-
-# the others' folders stand in DEFINITIONS and FOLDERS
-WHERE = {
-    "abstract": "https://www.imageemotion.org",
-    "artphoto": "https://www.imageemotion.org",
-    "demo": "drawn by the project on first use",
-    "emoset": "https://vcc.tech/EmoSet",
-    "emotion6": "http://chenlab.ece.cornell.edu/downloads.html",
-    "flickr_ldl": "ask its authors: Yang, Sun and Sun, AAAI 2017",
-    "folder": "your own images: ROOT/train/<class>/**, or unlabelled in ROOT/train or right in ROOT",
-    "twitter_ldl": "ask its authors: Yang, Sun and Sun, AAAI 2017",
-}
+from .table import READERS, SOURCES
 
 
 class Entry(NamedTuple):
@@ -38,9 +25,9 @@ class Entry(NamedTuple):
 def list_datasets(root: Path) -> list[Entry]:
     """All known data sets, sorted by name."""
     entries = []
-    for name in sorted({*DEFINITIONS, *WHERE}):
+    for name in sorted(READERS):
         folder = next((place for place in _places(name, root) if os.path.isdir(place)), None)
-        where = WHERE.get(name) or DEFINITIONS[name].where
+        where = (DEFINITIONS.get(name) or SOURCES[name]).where
         if name in DEFINITIONS and DEFINITIONS[name].torchvision:
             where += " (or let torchvision download it)"
         images = 0
@@ -60,9 +47,7 @@ def _places(name: str, root: Path) -> list[Path]:
         definition = DEFINITIONS[name]
         places = [root / folder / images for folder, images in definition.places]
         return places + ([root / definition.packed] if definition.packed else [])
-    if name == "folder":
-        return [root / folder for folder in SPLITS["train"]]
-    return [root / folder for folder in FOLDERS.get(name, (name,))]
+    return [root / folder for folder in SOURCES[name].folders]
 
 
 def format_datasets(entries: list[Entry]) -> str:

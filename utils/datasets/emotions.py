@@ -18,7 +18,7 @@ from ..data.items import Item, Splits
 from ..data.listing import list_images, tell_left_out
 from ..errors import InputError
 from ..files import read_json, read_text
-from .reading import carve_splits, check_complete, check_items, data_folder, existing, find_image, read_mat
+from .reading import Source, carve_splits, check_complete, check_items, data_folder, existing, find_image, read_mat
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +26,6 @@ EMOTION6_VOTES = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neu
 # Class order of every data set in Mikels' emotions: the wheel's, so that bars of a distribution show neighbours side
 # by side and a model of one data set serves another. Annotations are matched by name, whatever their own order.
 MIKELS = ("fear", "excitement", "awe", "contentment", "amusement", "anger", "disgust", "sadness")
-FOLDERS = {  # under ROOT, by the usual names
-    "abstract": ("Abstract", "abstract", "testImages_abstract"),
-    "artphoto": ("ArtPhoto", "artphoto", "testImages_artphoto"),
-    "emoset": ("EmoSet", "EmoSet-118K"),
-    "emotion6": ("Emotion6",),
-    "flickr_ldl": ("Flickr_LDL",),
-    "twitter_ldl": ("Twitter_LDL",),
-}
 SHORT_FORMS = {"sad": "sadness", "content": "contentment"}  # in the public files of Abstract and ArtPhoto
 
 
@@ -45,7 +37,7 @@ def read_emotion6(cfg: CfgNode) -> Splits:
     keyword instead, which is the folder, or `true_emotion` in the JSON. NEUTRAL: drop that share, or keep it as
     a class.
     """
-    root = data_folder(cfg, *FOLDERS["emotion6"])
+    root = data_folder(cfg, SOURCES["emotion6"])
     classes = list(EMOTION6_VOTES if cfg.DATASET.NEUTRAL == "keep" else EMOTION6_VOTES[:-1])
     table = existing("annotation", root / "ground_truth.txt", root / "Emotion6.json")
     rows = _emotion6_table(table) if table.suffix == ".txt" else _emotion6_json(table, classes)
@@ -109,7 +101,7 @@ def read_emoset(cfg: CfgNode) -> Splits:
     differ between releases. train.json, val.json and test.json list [emotion, image path, annotation path] rows,
     with or without a fourth field, which is not read. One label per image and no votes: no distributions.
     """
-    root = data_folder(cfg, *FOLDERS["emoset"])
+    root = data_folder(cfg, SOURCES["emoset"])
     classes = _emoset_classes(existing("annotation", root / "info.json"))
     train, val, test = (_emoset_items(root, existing("annotation", root / f"{split}.json"), classes)
                         for split in ("train", "val", "test"))
@@ -144,34 +136,34 @@ def _emoset_items(root: Path, path: Path, classes: list[str]) -> list[Item]:
 def read_artphoto(cfg: CfgNode) -> Splits:
     """ArtPhoto (Machajdik and Hanbury, MM 2010): 806 images, ROOT/ArtPhoto/<emotion>_*.jpg. The names give the labels;
     there are no votes."""
-    root = data_folder(cfg, *FOLDERS["artphoto"])
+    root = data_folder(cfg, SOURCES["artphoto"])
     items, left_out = [], Counter()
     for path in list_images(root, left_out):
         emotion = _emotion(path.name.split("_")[0], MIKELS, str(path))
         items.append(Item(path, MIKELS.index(emotion), emotion))
     tell_left_out(left_out)
     splits = carve_splits(cfg, "artphoto", root, list(MIKELS), items, None)
-    check_complete(cfg, splits, len(MIKELS), 806, "https://www.imageemotion.org")
+    check_complete(cfg, splits, len(MIKELS), 806, SOURCES["artphoto"].where)
     return splits
 
 
 def read_abstract(cfg: CfgNode) -> Splits:
     """Abstract (Machajdik and Hanbury, MM 2010) from ROOT/Abstract: ABSTRACT_groundTruth.csv beside the paintings."""
-    root = data_folder(cfg, *FOLDERS["abstract"])
+    root = data_folder(cfg, SOURCES["abstract"])
     return _read_voted(cfg, "abstract", root, root / "ABSTRACT_groundTruth.csv", root)
 
 
 def read_flickr_ldl(cfg: CfgNode) -> Splits:
     """Flickr_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Flickr_LDL: ground_truth.txt, images/ and, where it
     is there, the official split in *config.mat."""
-    root = data_folder(cfg, *FOLDERS["flickr_ldl"])
+    root = data_folder(cfg, SOURCES["flickr_ldl"])
     return _read_voted(cfg, "flickr_ldl", root, root / "ground_truth.txt", root / "images")
 
 
 def read_twitter_ldl(cfg: CfgNode) -> Splits:
     """Twitter_LDL (Yang, Sun and Sun, AAAI 2017) from ROOT/Twitter_LDL: ground_truth.txt, images/ and, where it
     is there, the official split in *config.mat."""
-    root = data_folder(cfg, *FOLDERS["twitter_ldl"])
+    root = data_folder(cfg, SOURCES["twitter_ldl"])
     return _read_voted(cfg, "twitter_ldl", root, root / "ground_truth.txt", root / "images")
 
 
@@ -267,3 +259,13 @@ def _votes(fields: Iterable[object], where: str) -> list[float]:
 
 def _shares(votes: Sequence[float]) -> tuple[float, ...]:
     return tuple(vote / sum(votes) for vote in votes)
+
+
+SOURCES = {
+    "abstract": Source(read_abstract, ("Abstract", "abstract", "testImages_abstract"), "https://www.imageemotion.org"),
+    "artphoto": Source(read_artphoto, ("ArtPhoto", "artphoto", "testImages_artphoto"), "https://www.imageemotion.org"),
+    "emoset": Source(read_emoset, ("EmoSet", "EmoSet-118K"), "https://vcc.tech/EmoSet"),
+    "emotion6": Source(read_emotion6, ("Emotion6",), "http://chenlab.ece.cornell.edu/downloads.html"),
+    "flickr_ldl": Source(read_flickr_ldl, ("Flickr_LDL",), "its authors (Yang, Sun and Sun, AAAI 2017)"),
+    "twitter_ldl": Source(read_twitter_ldl, ("Twitter_LDL",), "its authors (Yang, Sun and Sun, AAAI 2017)"),
+}

@@ -6,8 +6,9 @@ import csv
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 from yacs.config import CfgNode
 
@@ -19,6 +20,20 @@ from ..files import read_text
 log = logging.getLogger(__name__)
 
 
+class Source(NamedTuple):
+    """A data set with a reader of its own.
+
+    Attributes:
+        read: its reader.
+        folders: the usual names under DATASET.ROOT of the folder that holds its images.
+        where: where to get it.
+    """
+
+    read: Callable[[CfgNode], Splits]
+    folders: tuple[str, ...]
+    where: str
+
+
 def existing(what: str, *paths: Path) -> Path:
     """The first of `paths` that exists. Raises FileNotFoundError that says `what` they are and names them."""
     for path in paths:
@@ -28,9 +43,15 @@ def existing(what: str, *paths: Path) -> Path:
     raise FileNotFoundError(f"{what} {paths[0]} does not exist{others}; set --root to the folder that holds the data")
 
 
-def data_folder(cfg: CfgNode, *names: str) -> Path:
-    """The data set's folder under DATASET.ROOT, by the first of its usual names that is there."""
-    return existing("data set folder", *(Path(cfg.DATASET.ROOT) / name for name in names))
+def data_folder(cfg: CfgNode, source: Source) -> Path:
+    """The data set's folder under DATASET.ROOT, by the first of its usual names that is there. Raises
+    FileNotFoundError, which says where to get the data set."""
+    places = [Path(cfg.DATASET.ROOT) / name for name in source.folders]
+    for place in places:
+        if place.exists():
+            return place
+    raise FileNotFoundError(f"data set folder {' or '.join(map(str, places))} does not exist; get it from "
+                            f"{source.where} and set --root to the folder that holds it")
 
 
 def read_mat(path: Path, otherwise: str) -> dict:

@@ -13,9 +13,9 @@ from ..data.items import UNKNOWN, Splits, few_shot, load_splits, subsample_class
 from ..errors import InputError
 from .classification import DEFINITIONS, read_classification
 from .demo import read_demo
-from .emotions import read_abstract, read_artphoto, read_emoset, read_emotion6, read_flickr_ldl, read_twitter_ldl
-from .folder import read_folder
-from .reading import existing, tell_classnames
+from .emotions import SOURCES as EMOTION_SOURCES
+from .folder import SPLITS, read_folder
+from .reading import Source, existing, tell_classnames
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,10 @@ def check_sizes(splits: Splits, cfg: CfgNode) -> None:
         log.info(told, "validation", splits.name, "VAL", cfg.DATASET.VAL_FRACTION)
 
 
-READERS = {
-    "abstract": read_abstract,
-    "artphoto": read_artphoto,
-    "demo": read_demo,
-    "emoset": read_emoset,
-    "emotion6": read_emotion6,
-    "flickr_ldl": read_flickr_ldl,
-    "folder": read_folder,
-    "twitter_ldl": read_twitter_ldl,
-    **dict.fromkeys(DEFINITIONS, read_classification),
+SOURCES = {
+    "demo": Source(read_demo, ("demo",), "drawn by the project on first use"),
+    "folder": Source(read_folder, SPLITS["train"], "your own images: ROOT/train/<class>/**, or unlabelled in "
+                                                   "ROOT/train or right in ROOT"),
+    **EMOTION_SOURCES,
 }
+READERS = {**{name: source.read for name, source in SOURCES.items()}, **dict.fromkeys(DEFINITIONS, read_classification)}
