@@ -112,11 +112,14 @@ epochs() { find "runs/$1" -name metrics.jsonl -exec cat {} + | grep -o '^{"epoch
 in_order() { [ "$(epochs "$1")" = "$(seq 0 "$2")" ]; }
 starts() { find "runs/$1" -name "*.log" -exec grep -c '^\$ ' {} +; }
 
+scontrol update nodename="$(hostname -s)" state=drain reason="two calls are to find it busy"
 compare short --slurm-gpus 0 > first.txt 2>&1 & first=$!
 wait_for 400 is_queued _1
-sleep 1
-compare short --slurm-gpus 0 > second.txt 2>&1 || wrong "$(cat second.txt)"
+compare short --slurm-gpus 0 > second.txt 2>&1 & second=$!
+wait_for 400 grep handed second.txt
+scontrol update nodename="$(hostname -s)" state=resume
 wait $first || wrong "$(cat first.txt)"
+wait $second || wrong "$(cat second.txt)"
 grep -q "handed 2 runs to SLURM, 0 were" first.txt && grep -q "handed 0 runs to SLURM, 2 were" second.txt ||
     wrong "$(cat first.txt second.txt)"
 in_order short/data/LaFTer 4 && in_order short/data/MultiLayerLaFTer 4 && test -f runs/short/report.html ||

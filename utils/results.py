@@ -42,7 +42,7 @@ def format_summary(result: dict) -> str:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in trained.items())
         lines.append(f"trained parameters: {sum(trained.values()):,} of {total:,} ({kinds})")
     if not rows:
-        lines.append("nothing was scored: there is neither a validation nor a test image")
+        lines.append("nothing was scored: there is no validation image and no test image")
     elif not any("top1" in metrics for *_, metrics in rows):
         lines.append("nothing here is labelled, so there is no accuracy: agreement is with the text classifier's "
                      "predictions, confidence the mean of the highest probability")

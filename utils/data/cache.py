@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, words
 from .images import AS_SEEN, Decoding, image_shape, summarise_unreadable
 from .views import WeakView
 
@@ -54,7 +54,7 @@ class CachedImages:
         except FileNotFoundError:
             return None
         except (ValueError, OSError, EOFError) as error:
-            log.warning("the image cache %s is damaged (%s): decoding the images anew", path, error)
+            log.warning("the image cache %s is damaged (%s): decoding the images anew", path, words(error, path))
             return None
         return images
 

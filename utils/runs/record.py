@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
-from ..errors import InputError, TrainingError
+from ..errors import InputError, TrainingError, words
 from ..files import read_text, write_whole
 from .identity import Identity, read_identity
 
@@ -88,8 +88,8 @@ class Run:
             raise InputError(f"{self.folder} is in use by a live process: wait for it to end, or choose another "
                              "--exp-name") from error
         except (OSError, NotImplementedError) as error:
-            raise InputError(f"{self.folder} cannot be locked ({error}): choose an --output-dir on a disk that can "
-                             "be written to and locks files") from error
+            raise InputError(f"{self.folder} cannot be locked ({words(error, self.folder)}): choose an --output-dir on "
+                             "a disk that can be written to and locks files") from error
 
     def unlock(self) -> None:
         self._lock.release()
