@@ -51,7 +51,7 @@ def cells(table: str) -> list[list[str]]:
 
 def test_the_summary_of_a_run():
     lines = format_summary(RESULT).strip("\n").splitlines()
-    assert lines[0].split() == ["split", "model", "top-1", "KL"]
+    assert lines[0].split() == ["split", "model", "top-1", "↑", "KL", "↓"]
     assert lines[1].split() == ["val", "zero-shot", "50.0", "%"]  # no KL was measured there
     assert lines[2].split() == ["test", "zero-shot", "61.5", "%", "1.250"]
     assert lines[3].split() == ["test", "text", "classifier", "70.0", "%", "0.750"]

@@ -15,6 +15,7 @@ from utils.data.images import summarise_unreadable
 from utils.data.items import Splits
 from utils.data.loader import ViewLoader
 from utils.metrics import one_sided, score
+from utils.report.tables import METHODS
 from utils.utils import setup_text_training_utils
 
 from .distributed import bar_settings
@@ -77,7 +78,7 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
             metrics = score(probabilities, outputs["labels"], outputs.get("distributions"), reference)
             result["splits"][split][name] = metrics
             if "top1" in metrics:
-                log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
+                log.info("%s, %s: %.1f %%", METHODS[name], split, 100 * metrics["top1"])
         if (label := one_sided(metrics)) is not None:
             log.warning("%s: the classifier that labels the images predicts nearly all of them as %s", split,
                         splits.classnames[label])

@@ -18,4 +18,4 @@ class SystemFailure(TrainingError):
 def words(error: Exception, path: Path) -> str:
     """An error's own words in one line, without the path, which the message around them tells already."""
     said = isinstance(error, OSError) and error.strerror or str(error)
-    return " ".join(said.replace(repr(str(path)), "").replace(str(path), "").split())
+    return " ".join(said.replace(repr(str(path)), "").replace(str(path), "").split()).strip(" :")
