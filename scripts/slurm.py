@@ -130,16 +130,17 @@ def run_cells(cells: Sequence[Cell], commands: Sequence[Sequence[str]], settings
     new = [(cell, command) for cell, command in zip(cells, commands) if job_number(cell) not in queued]
     if new:
         hand_in(new, settings, folder, name, jobs)
-    waiting, failures, gone = {job_number(cell): cell for cell in cells}, {}, set()
+    waiting, failures, gone, trouble = {job_number(cell): cell for cell in cells}, {}, set(), ""
     with tqdm(total=len(cells), unit="run", smoothing=0, disable=None) as bar:
         bar.write(f"handed {len(new)} runs to SLURM, {len(cells) - len(new)} were in its queue; Ctrl-C leaves them "
                   "there, and the same command waits for them again", file=sys.stderr)
         while waiting:
             time.sleep(LOOK_SECONDS)
             try:
-                queued = queue()
+                queued, trouble = queue(), ""
             except InputError as error:  # a busy controller's: the jobs go on
-                bar.write(str(error), file=sys.stderr)
+                if str(error) != trouble:
+                    bar.write(trouble := str(error), file=sys.stderr)
                 continue
             for number, cell in list(waiting.items()):
                 # a job's result may be seen after its end: one that is gone is looked at once more

@@ -99,7 +99,7 @@ for flag in ("--output-dir", "--exp-name", "--trainer", "--epochs"):
 for name, epochs, levels in (("short", 4, {"LaFTer": [], "staged": ["--multi_layer_prompt"]}),
                              ("long", 120, {"long": []}), ("preempted", 120, {"preempted": []}),
                              ("several", 4, {"several": []}),
-                             ("broken", 4, {"broken": ["TEXT.ZERO_SHOT_TEMPLATE", "nothing", "TEXT.MODE", "zero_shot"]})):
+                             ("broken", 4, {"broken": ["--dual_task"]})):
     Path(f"{name}.yaml").write_text(json.dumps({"output": f"runs/{name}", "options": [*words, "--epochs", str(epochs)],
                                                 "axes": {"method": levels}}), encoding="utf-8")
 END
@@ -132,11 +132,12 @@ compare several --slurm-gpus 2 > several.txt 2>&1 && in_order several 4 &&
 right "one run on two (pretended) GPUs"
 
 if compare broken --slurm-gpus 0 > broken.txt 2>&1; then wrong "a broken run passes for a whole one"; fi
-grep -q "failed: .*broken.*error: TEXT.ZERO_SHOT_TEMPLATE" broken.txt || wrong "$(cat broken.txt)"
+grep -q "failed: .*broken.*error: a dual task generates distributions on an emotion circle" broken.txt || wrong "$(cat broken.txt)"
 right "a run that fails is told: $(grep '^failed: data' broken.txt)"
 
 compare long --slurm-gpus 0 --slurm-time 2 > long.txt 2>&1 & long=$!
-compare preempted --slurm-gpus 0 --slurm-cpus 2 > preempted.txt 2>&1 & preempted=$!
+"$python" "$project/scripts/compare.py" preempted.yaml --slurm --slurm-gpus 0 --slurm-cpus 2 > preempted.txt 2>&1 &
+preempted=$!
 has_rows() { [ "$(epochs "$1" | wc -l)" -gt 3 ]; }
 wait_for 400 has_rows preempted
 kill -TERM $preempted
