@@ -15,16 +15,18 @@ done
 PATH=$PATH:/usr/sbin
 setup_env "$project/tests/requirements.txt"
 work=$(mktemp -d)
-daemons=()
-stop_all() {
-    [ ${#daemons[@]} = 0 ] || kill "${daemons[@]}" 2> /dev/null || true
+export SLURM_CONF=$work/slurm.conf  # from here on no other SLURM is spoken to
+stop_all() { # the jobs, what waits for them, then the daemons
+    scancel --me 2> /dev/null || true
+    for _ in $(seq 60); do squeue --me --noheader 2> /dev/null | grep -q . || break; sleep 0.5; done
+    mapfile -t running < <(jobs -p)
+    [ ${#running[@]} = 0 ] || kill "${running[@]}" 2> /dev/null || true
     wait || true
     [ -n "${KEEP:-}" ] && echo "kept $work" || rm -rf "$work"
 }
 trap stop_all EXIT
 
 # --- a cluster of one node with two pretended GPUs ---------------------------------------------------------------------
-export SLURM_CONF=$work/slurm.conf
 mkdir -p "$work"/munge "$work"/state "$work"/spool
 chmod 755 "$work"
 head -c 128 /dev/urandom > "$work/munge/key"
@@ -57,7 +59,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=30
+KillWait=10
 GresTypes=gpu
 NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=4 RealMemory=1000 Gres=gpu:2
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
@@ -67,7 +69,7 @@ ln -s /dev/null "$work/gpu0"
 ln -s /dev/zero "$work/gpu1"
 echo "Name=gpu File=$work/gpu[0-1]" > "$work/gres.conf"
 munged --foreground --force --key-file="$work/munge/key" --socket="$work/munge.socket" --pid-file="$work/munge.pid" \
-    --log-file="$work/munge.log" --seed-file="$work/munge/seed" > "$work/munged.out" 2>&1 & daemons+=($!)
+    --log-file="$work/munge.log" --seed-file="$work/munge/seed" > "$work/munged.out" 2>&1 &
 wait_for() { # SECONDS COMMAND...
     local end=$((SECONDS + $1))
     shift
@@ -77,9 +79,9 @@ wait_for() { # SECONDS COMMAND...
     done
 }
 wait_for 10 test -S "$work/munge.socket"
-slurmctld -D > "$work/slurmctld.out" 2>&1 & daemons+=($!)
+slurmctld -D > "$work/slurmctld.out" 2>&1 &
 wait_for 20 sinfo
-slurmd -D > "$work/slurmd.out" 2>&1 & daemons+=($!)
+slurmd -D > "$work/slurmd.out" 2>&1 &
 node_is() { sinfo --noheader --format %T | grep -qx "$1"; }
 wait_for 30 node_is idle
 
@@ -103,7 +105,8 @@ for name, epochs, levels in (("short", 4, {"LaFTer": [], "staged": ["--multi_lay
     Path(f"{name}.yaml").write_text(json.dumps({"output": f"runs/{name}", "options": [*words, "--epochs", str(epochs)],
                                                 "axes": {"method": levels}}), encoding="utf-8")
 END
-compare() { "$python" "$project/scripts/compare.py" "$1.yaml" --slurm --slurm-cpus 1 "${@:2}"; }
+later() { exec "$python" "$project/scripts/compare.py" "$1.yaml" --slurm --slurm-cpus 1 "${@:2}"; }  # with &
+compare() { (later "$@"); }
 right() { echo "ok: $*"; }
 wrong() { echo "FAILED: $*" >&2; tail -n 20 "$work"/*.out "$work"/runs/*/slurm/*.err >&2 || true; exit 1; }
 queued() { squeue --me --array --noheader --format "%i %T"; }
@@ -113,9 +116,9 @@ in_order() { [ "$(epochs "$1")" = "$(seq 0 "$2")" ]; }
 starts() { find "runs/$1" -name "*.log" -exec grep -c '^\$ ' {} +; }
 
 scontrol update nodename="$(hostname -s)" state=drain reason="two calls are to find it busy"
-compare short --slurm-gpus 0 > first.txt 2>&1 & first=$!
+later short --slurm-gpus 0 > first.txt 2>&1 & first=$!
 wait_for 400 is_queued _1
-compare short --slurm-gpus 0 > second.txt 2>&1 & second=$!
+later short --slurm-gpus 0 > second.txt 2>&1 & second=$!
 wait_for 400 grep handed second.txt
 scontrol update nodename="$(hostname -s)" state=resume
 wait $first || wrong "$(cat first.txt)"
@@ -133,11 +136,10 @@ right "one run on two (pretended) GPUs"
 
 if compare broken --slurm-gpus 0 > broken.txt 2>&1; then wrong "a broken run passes for a whole one"; fi
 grep -q "failed: .*broken.*error: a dual task generates distributions on an emotion circle" broken.txt || wrong "$(cat broken.txt)"
-right "a run that fails is told: $(grep '^failed: data' broken.txt)"
+right "a run that fails is told: $(grep '^failed: .*job' broken.txt)"
 
-compare long --slurm-gpus 0 --slurm-time 2 > long.txt 2>&1 & long=$!
-"$python" "$project/scripts/compare.py" preempted.yaml --slurm --slurm-gpus 0 --slurm-cpus 2 > preempted.txt 2>&1 &
-preempted=$!
+later long --slurm-gpus 0 --slurm-time 2 > long.txt 2>&1 & long=$!
+later preempted --slurm-gpus 0 --slurm-cpus 2 > preempted.txt 2>&1 & preempted=$!
 has_rows() { [ "$(epochs "$1" | wc -l)" -gt 3 ]; }
 wait_for 400 has_rows preempted
 kill -TERM $preempted
