@@ -138,9 +138,11 @@ if compare broken --slurm-gpus 0 > broken.txt 2>&1; then wrong "a broken run pas
 grep -q "failed: .*broken.*error: a dual task generates distributions on an emotion circle" broken.txt || wrong "$(cat broken.txt)"
 right "a run that fails is told: $(grep '^failed: .*job' broken.txt)"
 
-later long --slurm-gpus 0 --slurm-time 2 > long.txt 2>&1 & long=$!
+later long --slurm-gpus 0 --slurm-time 5 > long.txt 2>&1 & long=$!
 later preempted --slurm-gpus 0 --slurm-cpus 2 > preempted.txt 2>&1 & preempted=$!
 has_rows() { [ "$(epochs "$1" | wc -l)" -gt 3 ]; }
+wait_for 400 has_rows long
+scancel --signal USR2 "$(cat runs/long/data/LaFTer/clip/*.job)"  # as SLURM does 90 seconds before the end
 wait_for 400 has_rows preempted
 kill -TERM $preempted
 wait $preempted && wrong "what was interrupted passes for finished"

@@ -43,7 +43,7 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
                                label_smoothing=cfg.TEXT.LABEL_SMOOTHING)
     optimizer, scheduler, criterion = setup_text_training_utils(settings, head)
     labels = texts.labels.to(device)
-    for _ in trange(cfg.TEXT.EPOCHS, desc="text classifier", leave=False, **bar_settings()):
+    for _ in trange(cfg.TEXT.EPOCHS, desc="text phase", leave=False, **bar_settings()):
         noise = cfg.TEXT.NOISE_STD * torch.randn(texts.features.shape)
         loss = criterion(head((texts.features + noise).to(device)), labels)
         optimizer.zero_grad()
