@@ -116,6 +116,7 @@ class Job:
     def checkpoint(self) -> object:
         from submitit.helpers import DelayedSubmission
 
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM's, when the job is put back: there is no more to do
         self.stop()
         return DelayedSubmission(Job(self.command, self.log))
 
@@ -132,7 +133,7 @@ def run_cells(cells: Sequence[Cell], commands: Sequence[Sequence[str]], settings
         hand_in(new, settings, folder, name, jobs)
     waiting, failures, gone, trouble = {job_number(cell): cell for cell in cells}, {}, set(), ""
     with tqdm(total=len(cells), unit="run", smoothing=0, disable=None) as bar:
-        bar.write(f"handed {len(new)} runs to SLURM, {len(cells) - len(new)} were in its queue; Ctrl-C leaves them "
+        bar.write(f"runs: {len(new)} handed to SLURM, {len(cells) - len(new)} already in its queue; Ctrl-C leaves them "
                   "there, and the same command waits for them again", file=sys.stderr)
         while waiting:
             time.sleep(LOOK_SECONDS)

@@ -99,7 +99,7 @@ words = tiny_run.arguments(Path().resolve(), "x")
 for flag in ("--output-dir", "--exp-name", "--trainer", "--epochs"):
     del words[words.index(flag):words.index(flag) + 2]
 for name, epochs, levels in (("short", 4, {"LaFTer": [], "staged": ["--multi_layer_prompt"]}),
-                             ("long", 120, {"long": []}), ("preempted", 120, {"preempted": []}),
+                             ("long", 40, {"long": []}), ("preempted", 40, {"preempted": []}),
                              ("several", 4, {"several": []}),
                              ("broken", 4, {"broken": ["--dual_task"]})):
     Path(f"{name}.yaml").write_text(json.dumps({"output": f"runs/{name}", "options": [*words, "--epochs", str(epochs)],
@@ -123,7 +123,7 @@ wait_for 400 grep handed second.txt
 scontrol update nodename="$(hostname -s)" state=resume
 wait $first || wrong "$(cat first.txt)"
 wait $second || wrong "$(cat second.txt)"
-grep -q "handed 2 runs to SLURM, 0 were" first.txt && grep -q "handed 0 runs to SLURM, 2 were" second.txt ||
+grep -q "runs: 2 handed to SLURM, 0 already" first.txt && grep -q "runs: 0 handed to SLURM, 2 already" second.txt ||
     wrong "$(cat first.txt second.txt)"
 in_order short/data/LaFTer 4 && in_order short/data/MultiLayerLaFTer 4 && test -f runs/short/report.html ||
     wrong "two runs: $(epochs short | tr '\n' ' ')"
@@ -135,7 +135,8 @@ compare several --slurm-gpus 2 > several.txt 2>&1 && in_order several 4 &&
 right "one run on two (pretended) GPUs"
 
 if compare broken --slurm-gpus 0 > broken.txt 2>&1; then wrong "a broken run passes for a whole one"; fi
-grep -q "failed: .*broken.*error: a dual task generates distributions on an emotion circle" broken.txt || wrong "$(cat broken.txt)"
+grep -q "failed: .*broken.*error: a dual task generates distributions on an emotion circle" broken.txt ||
+    wrong "$(cat broken.txt)"
 right "a run that fails is told: $(grep '^failed: .*job' broken.txt)"
 
 later long --slurm-gpus 0 --slurm-time 5 > long.txt 2>&1 & long=$!
@@ -149,12 +150,12 @@ wait $preempted && wrong "what was interrupted passes for finished"
 grep -q "the jobs stay in the queue" preempted.txt || wrong "$(cat preempted.txt)"
 sbatch --partition high --cpus-per-task 3 --output /dev/null --wrap "sleep 5" > /dev/null
 compare preempted --slurm-gpus 0 > preempted2.txt 2>&1 || wrong "$(cat preempted2.txt)"
-grep -q "handed 0 runs to SLURM, 1 were" preempted2.txt && in_order preempted 120 ||
+grep -q "runs: 0 handed to SLURM, 1 already" preempted2.txt && in_order preempted 40 ||
     wrong "$(cat preempted2.txt; epochs preempted | tail -n 3)"
 [ "$(starts preempted)" -gt 1 ] && grep -rq "saved epoch" runs/preempted && grep -rq "resumed after" runs/preempted ||
     wrong "the preempted run did not save and go on: $(starts preempted) starts"
 right "a preempted run saves and goes on, also when compare.py was interrupted: $(starts preempted) starts"
 wait $long || wrong "$(cat long.txt)"
-in_order long 120 && [ "$(starts long)" -gt 1 ] && grep -rq "resumed after" runs/long ||
+in_order long 40 && [ "$(starts long)" -gt 1 ] && grep -rq "resumed after" runs/long ||
     wrong "the long run: $(starts long) starts"
 right "a run that needs longer than its job's time goes on: $(starts long) starts"

@@ -102,8 +102,8 @@ def test_what_is_in_the_queue_is_waited_for_and_not_handed_in_twice(cells, monke
         run_in_slurm(cells[:2], patched, seconds=1.5)
     assert run_in_slurm(cells[:2], monkeypatch) == {}
     assert [starts(cell) for cell in cells[:2]] == [["started with 1 threads, goes on: False"]] * 2
-    assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("handed")] == [
-        "handed 2 runs to SLURM, 0 were in its queue", "handed 0 runs to SLURM, 2 were in its queue"]
+    assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("runs: ")] == [
+        "runs: 2 handed to SLURM, 0 already in its queue", "runs: 0 handed to SLURM, 2 already in its queue"]
 
 
 def when_started(cell, act) -> threading.Thread:
