@@ -164,7 +164,6 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
 
     model = build_student(cfg, clip_model, text.classifier, len(splits.classnames), loaders["plain"])
     result["parameters"] = count_parameters(model)
-    log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
     agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
               "classnames": splits.classnames, "dataset": identity.dataset}
     suggest_precision(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)

@@ -183,8 +183,7 @@ def test_what_fails_does_not_stop_the_rest_and_what_is_finished_is_not_run(exper
     assert set(failures) == {"demo/LaFTer/demo_clip/fast-seed2", "demo/MultiLayerLaFTer/demo_clip/staged-fast-seed2"}
     assert all(reason.startswith("error: it broke (see ") for reason in failures.values())
     assert sum(cell.finished for cell in cells) == 6 and len(list(stand_in.iterdir())) == 7
-    log = compare.log_path(cells[1]).read_text(encoding="utf-8")
-    assert log.startswith("$ ") and compare.log_path(cells[1]).parent == cells[1].folder.parent
+    assert cells[1].log.read_text(encoding="utf-8").startswith("$ ") and cells[1].log.parent == cells[1].folder.parent
     assert compare.run_cells(cells, 2, []).keys() == failures.keys()  # only these are tried again
     assert len(list(stand_in.iterdir())) == 9
 

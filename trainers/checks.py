@@ -13,6 +13,7 @@ from utils.errors import InputError
 from utils.runs.checkpoint import find_checkpoint
 from utils.runs.identity import identify
 from utils.runs.record import Run, dataset_name, run_folder
+from utils.runs.tensorboard import check_tensorboard
 
 from . import distributed
 from .build import find_backbone
@@ -48,8 +49,10 @@ def check_inputs(cfg: CfgNode) -> None:
 
 
 def check_training(cfg: CfgNode) -> None:
-    """InputError or FileNotFoundError for texts or a checkpoint that are not there, and for a folder of the run that
-    holds another one."""
+    """InputError or FileNotFoundError for texts, a checkpoint or a package that are not there, and for a folder of the
+    run that holds another one."""
+    if cfg.LOG.TENSORBOARD:
+        check_tensorboard()
     if not cfg.TEXT.SKIP:
         if cfg.DATASET.TEXT_FEATURES:
             existing("DATASET.TEXT_FEATURES", resolve_path(cfg.DATASET.TEXT_FEATURES))

@@ -13,6 +13,8 @@ from utils.losses import DualTaskLoss, MultiStageConsistencyLoss, fairness
 
 from .LaFTer import Prediction
 
+PARTS = ("cross_entropy", "dual_task", "consistency")  # every name of a part of the loss
+
 
 def generated_distributions(cfg: CfgNode, classnames: list[str]) -> Tensor | None:
     """The distributions [classes, classes] that belong to the labels; None where no dual task asks for them, or it

@@ -23,11 +23,11 @@ from utils.failures import plain_errors
 from utils.runs.checkpoint import INTERRUPTED, epoch_path, prune, save_checkpoint
 from utils.runs.record import Run
 from utils.runs.signals import Interrupted
-from utils.utils import Tunable
+from utils.utils import Tunable, spoken
 
 from . import distributed
 from .evaluation import evaluate
-from .objective import Objective
+from .objective import PARTS, Objective
 from .state import Progress, Training
 from .statistics import StepNumbers, TrainingStatistics, batch_numbers, model_statistics, summarise_training
 from .teacher import Teacher
@@ -188,12 +188,12 @@ def check_finite(steps: list[StepNumbers], training: Training) -> None:
             what, parts = "the loss", ", ".join(name for name in bad if name != "loss") or "the sum of its parts"
         elif training.skipped >= (MAX_SKIPPED if fp16 else 1):
             kinds = dict.fromkeys(key.split()[0] for key, norm in norms.items() if not math.isfinite(norm))
-            what = f"the gradient of {', '.join(kind for kind in kinds if kind != 'grad_norm')}"
+            what = f"the gradient of {', '.join(spoken(kind) for kind in kinds if kind != 'grad_norm')}"
             what = f"fp16 left out {MAX_SKIPPED} steps in a row: {what}" if fp16 else what
             parts = "loss: " + ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items() if name != "loss")
         else:
             continue
-        rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in training.optimizer.param_groups)
+        rates = ", ".join(f"{spoken(group['name'])} {group['lr']:.3g}" for group in training.optimizer.param_groups)
         raise TrainingError(f"{what} is not finite in epoch {training.epoch + 1}, step {step + 1}: {parts} (learning "
                             f"rates: {rates}); lower --lr, set --max-grad-norm, or set MODEL.PRECISION fp32; the last "
                             "checkpoint is safe")
@@ -280,14 +280,18 @@ def _validation(row: dict) -> float:
 
 
 def summarise(row: dict) -> str:
-    """A row in one line: losses as they are, accuracies (without labels, agreements and confidences) in per cent."""
-    parts = [f"{name} {row[name]:.4f}" for name in ("loss", "consistency") if name in row]
+    """A row in one line: the loss, with its parts where it has several, accuracies (without labels, agreements and
+    confidences) in per cent, and the divergence from annotated distributions."""
+    losses = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in PARTS if name in row]
+    parts = [f"loss {row['loss']:.4f}" + (f" ({', '.join(losses)})" if len(losses) > 1 else "")]
     if "pseudo_label_accuracy" in row:
         plain = row.get("pseudo_label_accuracy_uncalibrated")
         parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %"
                      + ("" if plain is None else f" (uncalibrated {100 * plain:.1f} %)"))
     parts += [f"{row['skipped_steps']} steps left out"] if "skipped_steps" in row else []
-    parts += [f"{split} {100 * row[split]['top1']:.1f} %" for split in ("val", "test") if "top1" in row.get(split, {})]
+    parts += [f"{split} {100 * row[split]['top1']:.1f} %" + (f" (KL {row[split]['kl']:.3f})" if "kl" in row[split] else
+                                                             "")
+              for split in ("val", "test") if "top1" in row.get(split, {})]
     parts += [f"{split} {name} {100 * row[split][name]:.1f} %" for split in ("val", "test")
               for name in ("agreement", "confidence") if name in row.get(split, {})]
     return ", ".join([*parts, f"{row['train_seconds']:.1f} s"])

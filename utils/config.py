@@ -59,6 +59,7 @@ def default_config() -> CN:
     cfg.OUTPUT_DIR = "output"
     cfg.EXP_NAME = ""  # "": seed<SEED>
     cfg.LOG_DIR = ""  # where log.txt goes; "": the run's folder
+    cfg.LOG = CN(dict(TENSORBOARD=False))  # True: metrics.jsonl also for TensorBoard, in the run's folder
     cfg.PICTURES = True  # predictions.png: a dozen test images and what the model says of them
     cfg.RESUME = ""  # auto, a run folder or a checkpoint file
     cfg.DEVICE = "auto"  # CUDA, else MPS, else CPU
