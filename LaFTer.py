@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -32,8 +31,9 @@ from trainers.checks import check_inputs, check_training
 from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective, generated_distributions
 from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
+from trainers.program import exit_with_message
 from trainers.state import Training
-from trainers.text_classifier import text_phase
+from trainers.text_classifier import TextPhase, text_phase
 from trainers.training import fit
 from utils.config import default_config, load_config
 from utils.data.items import Splits, order_classes
@@ -41,7 +41,6 @@ from utils.data.loader import ViewLoader, build_loader
 from utils.datasets.catalogue import format_datasets, list_datasets
 from utils.datasets.table import load_dataset
 from utils.errors import InputError
-from utils.failures import plain_errors
 from utils.flags import Flags, parse_flags
 from utils.report.pictures import choose_items, draw_predictions
 from utils.results import format_summary
@@ -51,55 +50,71 @@ from utils.runs.logs import collect_logs, start_logging
 from utils.runs.random_state import seed_generators
 from utils.runs.record import Run, run_folder, write_text
 from utils.runs.settings import settings_label
-from utils.runs.signals import Interrupted, Interrupts
+from utils.runs.signals import Interrupts
 from utils.utils import Tunable
 
 log = logging.getLogger("LaFTer")
+
+
+GO_ON = "the same command with --resume auto goes on"
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Run what the command line asks for; returns the content of final.json, or an evaluation's or prediction's."""
     flags = parse_flags(argv)
     if flags.list_datasets:
-        root = Path(flags.values.get("DATASET.ROOT", default_config().DATASET.ROOT)).expanduser()
-        sys.stdout.write(format_datasets(list_datasets(root)) + "\n")
-        return {}
+        return show_datasets(flags)
     with distributed.one_speaks():
         cfg = configure(flags)
     if flags.predict:
         with Interrupts():
             return predict_run(cfg, flags)
-    with Interrupts() as interrupts, distributed.process_group(cfg.DEVICE):
-        check_inputs(cfg)
-        if not flags.eval_only:
-            check_training(cfg)
-        with collect_logs() as messages, distributed.one_first():  # the run's folder is named after the data set
-            splits = load_dataset(cfg)
-        if flags.eval_only:
-            return evaluate_run(cfg, splits, flags)
-        run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
-        try:
-            identity = prepare_run(cfg, splits, run)
-            with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
-                return train_run(cfg, splits, run, interrupts, identity)
-        except RuntimeError:  # a signal to the whole group ends other processes of the run and of its loaders too
-            interrupts.act(interrupts.signal)
-            raise
-        finally:
-            run.unlock()
+    if flags.eval_only:
+        with Interrupts(), distributed.process_group(cfg.DEVICE):
+            return evaluate_run(cfg, flags)
+    with Interrupts(GO_ON) as interrupts, distributed.process_group(cfg.DEVICE):
+        return train_run(cfg, interrupts)
 
 
-def prepare_run(cfg: CfgNode, splits: Splits, run: Run) -> Identity:
-    """Keep other processes out of the run's folder and see that what is there can be gone on with, or shown; returns
-    what the run answers for, but for its weights."""
-    run.lock()
-    identity = identify(cfg, splits)
-    run.check(identity)
-    return identity
+def show_datasets(flags: Flags) -> dict:
+    """Write on the screen which data sets are known and present."""
+    root = Path(flags.values.get("DATASET.ROOT", default_config().DATASET.ROOT)).expanduser()
+    sys.stdout.write(format_datasets(list_datasets(root)) + "\n")
+    return {}
 
 
-def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, identity: Identity) -> dict:
-    """All phases from the configuration to final.json; a run that has it already is not trained again."""
+def configure(flags: Flags) -> CfgNode:
+    """The configuration; for --eval-only and --predict, the run's own, which the data set's YAML and flags change."""
+    if not flags.model_dir:
+        return load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
+    run_file = flags.config_file or str(Path(flags.model_dir) / "config.yaml")
+    if not flags.config_file and not Path(run_file).is_file():
+        raise FileNotFoundError(f"--model-dir {flags.model_dir} is no run's folder: it has no config.yaml")
+    return load_config(flags.dataset_config_file, "", flags.values, flags.options, run_file)
+
+
+def train_run(cfg: CfgNode, interrupts: Interrupts) -> dict:
+    """A run from its data to final.json, in a folder that no other process may write to meanwhile."""
+    check_inputs(cfg)
+    check_training(cfg)
+    with collect_logs() as messages, distributed.one_first():  # the run's folder is named after the data set
+        splits = load_dataset(cfg)
+    run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
+    try:
+        run.lock()
+        identity = identify(cfg, splits)
+        run.check(identity)
+        with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
+            return record_run(cfg, splits, run, interrupts, identity)
+    except RuntimeError:  # a signal to the whole group ends other processes of the run and of its loaders too
+        interrupts.act(interrupts.signal)
+        raise
+    finally:
+        run.unlock()
+
+
+def record_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, identity: Identity) -> dict:
+    """The run's record around its phases; one that has its final.json already is not trained again."""
     seed_generators(cfg.SEED)
     with distributed.one_first():
         clip_model = load_clip(cfg)
@@ -120,16 +135,6 @@ def train_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, id
     return result
 
 
-def configure(flags: Flags) -> CfgNode:
-    """The configuration; for --eval-only and --predict, the run's own, which the data set's YAML and flags change."""
-    if not flags.model_dir:
-        return load_config(flags.dataset_config_file, flags.config_file, flags.values, flags.options)
-    run_file = flags.config_file or str(Path(flags.model_dir) / "config.yaml")
-    if not flags.config_file and not Path(run_file).is_file():
-        raise FileNotFoundError(f"--model-dir {flags.model_dir} is no run's folder: it has no config.yaml")
-    return load_config(flags.dataset_config_file, "", flags.values, flags.options, run_file)
-
-
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, clip_model: CLIP,
                identity: Identity) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
@@ -138,28 +143,24 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     with distributed.one_first():
         loaders = build_loaders(cfg, read, clip_model.visual.input_resolution, clip_model.visual.proj.device)
     evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
+    log.info("settings: %s", settings_label(cfg))
+    text = TextPhase() if cfg.TEXT.SKIP else text_phase(cfg, splits, clip_model, evaluation)
     result = {"dataset": splits.name, "trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME,
               "seed": cfg.SEED, "supervision": cfg.TRAIN.SUPERVISION, "settings": settings_label(cfg),
               "classnames": splits.classnames, "environment": environment(clip_model),
-              "splits": {split: {} for split in evaluation}}
-    log.info("settings: %s", result["settings"])
+              "splits": {split: text.metrics.get(split, {}) for split in evaluation}}
     if shared := len({item.path for item in splits.test} & {item.path for item in splits.train}):
         result["test_in_train"] = shared
-    classifier, references = None, {}
-    if not cfg.TEXT.SKIP:
-        classifier, references = text_phase(cfg, splits, clip_model, evaluation, result)
     if cfg.TRAIN.SKIP:
-        return result
+        return result | ({"unreadable": text.unreadable} if text.unreadable else {})
 
-    model = build_student(cfg, clip_model, classifier, len(splits.classnames), loaders["plain"])
+    model = build_student(cfg, clip_model, text.classifier, len(splits.classnames), loaders["plain"])
     result["parameters"] = count_parameters(model)
     log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
+    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
               "classnames": splits.classnames, "dataset": identity.dataset}
-    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
-    training, criterion = build_training(cfg, clip_model, model, classifier, agreed)
-    training.interrupts, training.references = interrupts, references
-    training.unreadable = result.pop("unreadable", [])  # told already
+    training, criterion = build_training(cfg, clip_model, model, text, agreed, interrupts)
     if cfg.RESUME:
         resume(cfg, training, run, identity)
     training.share()
@@ -210,17 +211,20 @@ def resume(cfg: CfgNode, training: Training, run: Run, identity: Identity) -> No
     log.info("resumed after epoch %d, step %d, from %s", training.epoch, training.progress.step, path)
 
 
-def evaluate_run(cfg: CfgNode, splits: Splits, flags: Flags) -> dict:
+def evaluate_run(cfg: CfgNode, flags: Flags) -> dict:
     """Score a run's model on the data set's validation and test splits.
 
     Writes eval_<dataset>_epoch<N>.json into the run; where the model is asked with another precision or size than it
     was trained with, the settings stand in the file and in its name.
     """
     folder = Path(flags.model_dir)
+    check_inputs(cfg)
+    with collect_logs() as messages, distributed.one_first():
+        splits = load_dataset(cfg)
     run, expected = read_identity(folder), {}
     if (recorded := recorded_splits(folder, run, splits, cfg)) is not None:
         splits, expected["dataset"] = recorded, run.dataset
-    with start_logging(folder, speaks=distributed.is_main()):
+    with start_logging(folder, messages, distributed.is_main()):
         state = read_run(folder, flags.load_epoch, cfg, splits.classnames, expected)
         splits = order_classes(splits, state["classnames"])
         changed = changed_settings(run, cfg)
@@ -261,24 +265,6 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
         raise InputError(f"none of the {failed} images could be read; {table} says why of each. The first: "
                          f"{rows[0]['error']}")
     return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(table), str(lines)]}
-
-
-def exit_with_message(program: Callable[[], object]) -> None:
-    """Run a program; what the user can mend ends it with one line and exit status 1, a signal with 128 + its number.
-
-    Of several processes that one speaks which failed first: see `distributed.process_group`.
-    """
-    try:
-        with plain_errors():
-            program()
-    except distributed.USER_ERRORS as error:
-        # an error from a loader's process arrives with that process's traceback; its last line is the message
-        message = str(error).strip().splitlines()[-1]
-        sys.exit(f"error: {message.removeprefix(f'{type(error).__module__}.{type(error).__qualname__}: ')}")
-    except Interrupted as stop:
-        if distributed.is_main():
-            sys.stderr.write(f"{stop}; the same command with --resume auto goes on\n")
-        sys.exit(stop.status)
 
 
 if __name__ == "__main__":

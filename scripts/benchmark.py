@@ -30,8 +30,8 @@ from benchmarks.parts import BACKBONES, CASES, Row, measure_apart, measure_pipel
 from benchmarks.scaling import measure_scaling
 
 from clip.model import PRECISIONS
-from LaFTer import exit_with_message
 from trainers.build import choose_device
+from trainers.program import exit_with_message
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLUMNS = {"seconds": "s", "images_per_s": "images/s", "floor_fraction": "of the floor", "peak_gb": "peak GB",

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import utils.results
 from clip import ClipError, weights_hash
-from LaFTer import exit_with_message
 from trainers.build import load_clip
+from trainers.program import exit_with_message
 from utils.config import PROJECT
 from utils.datasets.table import load_dataset
 from utils.errors import InputError

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import clip
 from clip.model import CLIP
-from LaFTer import exit_with_message
 from trainers.build import build_loaders, environment, load_clip
 from trainers.evaluation import plain_features
+from trainers.program import exit_with_message
 from utils.config import IMAGE_PHASE, load_config
 from utils.data.items import UNKNOWN, Splits
 from utils.datasets.table import load_dataset

@@ -17,6 +17,7 @@ from clip.transformer import LayerNorm
 from trainers.build import build_loaders, build_student, build_training
 from trainers.objective import Objective
 from trainers.state import Progress, Training
+from trainers.text_classifier import TextPhase
 from trainers.training import train_one_epoch
 from utils.config import load_config
 from utils.data.items import Splits
@@ -142,7 +143,7 @@ def prepare(root, make_clip, make_cfg):
         classifier = torch.randn(3, 32)
         classifier -= (classifier @ common)[:, None] * common  # so that images fall into several classes
         model = build_student(cfg, clip_model, classifier, 3, loaders["plain"])
-        training, criterion = build_training(cfg, clip_model, model, classifier, {"trainer": trainer})
+        training, criterion = build_training(cfg, clip_model, model, TextPhase(classifier), {"trainer": trainer})
         if training.teacher:
             training.teacher.prepare(loaders["plain"])
         return SimpleNamespace(cfg=cfg, model=model, training=training, loaders=loaders,

@@ -24,6 +24,7 @@ import trainers.evaluation
 import trainers.text_classifier
 import trainers.training
 from tests import tiny_run
+from trainers.program import exit_with_message
 from utils.runs.checkpoint import find_latest, load_checkpoint
 from utils.runs.record import Run
 
@@ -97,7 +98,7 @@ def start(folder: Path, trainer: str, name: str, last: int = SURVIVES,
         events.watch()
         arguments = [*tiny_run.arguments(folder, name, trainer=trainer), "--resume", "auto"]
         try:
-            LaFTer.exit_with_message(lambda: LaFTer.main(arguments))
+            exit_with_message(lambda: LaFTer.main(arguments))
         except SystemExit as end:
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)

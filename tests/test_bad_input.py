@@ -9,6 +9,7 @@ import pytest
 from layouts import images
 
 import LaFTer
+from trainers.program import exit_with_message
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def message(tmp_path):
         places = ["--root", str(tmp_path / "photos"), "--output-dir", str(tmp_path / "out"), "--workers", "0",
                   "--backbone", "configs/demo/demo_clip.pt", "TEXT.CACHE_DIR", str(tmp_path / "cache")]
         with pytest.raises(SystemExit) as caught:
-            LaFTer.exit_with_message(lambda: LaFTer.main([*places, *arguments]))
+            exit_with_message(lambda: LaFTer.main([*places, *arguments]))
         assert str(caught.value.code).startswith("error: ") and "\n" not in caught.value.code
         return caught.value.code
 

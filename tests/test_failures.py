@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-import LaFTer
 from tests import tiny_run
 from tests.test_engine import fit_in, timeless
 from tests.test_processes import PROJECT, ends, environment, start_two, wait_for
 from trainers.objective import Objective
+from trainers.program import exit_with_message
 from trainers.state import tuned_state
 from utils.data import shared_memory
 from utils.data.images import read_image
@@ -121,7 +121,7 @@ def test_a_loader_process_that_hangs():
 
 def test_what_a_loader_process_says_ends_the_program_without_its_traceback():
     with pytest.raises(SystemExit) as caught:
-        LaFTer.exit_with_message(lambda: read_failing(lack_files))
+        exit_with_message(lambda: read_failing(lack_files))
     assert caught.value.code == "error: too many open files"
 
 
@@ -146,9 +146,9 @@ def test_too_many_open_files_are_no_damaged_image(tmp_path):
 @LINUX
 def test_a_run_with_too_few_open_files(tmp_path):
     tiny_run.make_inputs(tmp_path)
-    program = ("import resource, LaFTer\n"
+    program = ("import resource, LaFTer, trainers.program\n"
                "resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))\n"
-               "LaFTer.exit_with_message(LaFTer.main)\n")
+               "trainers.program.exit_with_message(LaFTer.main)\n")
     arguments = tiny_run.arguments(tmp_path, "x", "--workers", "2", "--batch_size", "2")
     done = subprocess.run([sys.executable, "-c", program, *arguments], env=environment(), cwd=PROJECT,
                           capture_output=True, text=True, timeout=120)

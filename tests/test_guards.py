@@ -22,7 +22,9 @@ from tests.conftest import note_gradients
 from tests.test_engine import fit_in
 from trainers.evaluation import evaluate
 from trainers.objective import Objective
+from trainers.program import exit_with_message
 from trainers.training import train_one_epoch
+from utils.config import default_config
 from utils.errors import InputError, TrainingError
 from utils.runs.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from utils.runs.random_state import rng_state, seed_generators, set_rng_state
@@ -131,6 +133,22 @@ def test_a_signal_waits_for_the_end_of_what_has_begun():
     assert signal.getsignal(signal.SIGINT) is before  # as it was
     with Interrupts().deferred():
         pass
+
+
+def test_how_to_go_on_is_said_only_where_a_run_can_be_resumed(capsys, monkeypatch):
+    def stopped(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    for name in ("train_run", "evaluate_run", "predict_run"):
+        monkeypatch.setattr(LaFTer, name, stopped)
+    monkeypatch.setattr(LaFTer, "configure", lambda _: default_config())
+    run = ["--model-dir", "x"]
+    for arguments, said in (([], "stopped by SIGINT; the same command with --resume auto goes on"),
+                            (["--eval-only", *run], "stopped by SIGINT"),
+                            (["--predict", "x", *run], "stopped by SIGINT")):
+        with pytest.raises(SystemExit) as stop:
+            exit_with_message(lambda arguments=arguments: LaFTer.main(["--dataset-config-file", "demo", *arguments]))
+        assert stop.value.code == 128 + signal.SIGINT and capsys.readouterr().err.strip() == said
 
 
 def test_generators_go_on_where_they_were():

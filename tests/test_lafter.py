@@ -14,6 +14,7 @@ from trainers.build import build_student, build_training, count_parameters
 from trainers.evaluation import predict
 from trainers.LaFTer import LaFTer
 from trainers.objective import Objective
+from trainers.text_classifier import TextPhase
 from trainers.training import choose_labels
 
 CLASSES, PROMPTS, STEPS, BATCH = 4, 50, 5, 8
@@ -97,7 +98,7 @@ def test_phase_2_is_the_published_method(clip_model, classifier, batches, make_c
     prompts = published_prompts(cfg.SEED) if published else model.prompt_embeddings.detach()
     torch.testing.assert_close(model.prompt_embeddings.detach(), prompts, rtol=0, atol=1e-6)
     plain = PlainLaFTer(clip_model, classifier, prompts, lr, decay_norms=published)
-    training, criterion = build_training(cfg, clip_model, model, classifier, {})
+    training, criterion = build_training(cfg, clip_model, model, TextPhase(classifier), {})
     objective = Objective(criterion, cfg, CLASSNAMES)
     seen = []
     for batch in batches:
@@ -135,7 +136,7 @@ def test_the_comparison_would_notice_a_difference(clip_model, classifier, batche
 def test_a_step_changes_prompts_head_and_layernorms_and_nothing_else(clip_model, classifier, batches, make_cfg):
     cfg = make_cfg(trainer="LaFTer")
     model = LaFTer(clip_model, classifier, CLASSES, cfg)
-    training, criterion = build_training(cfg, clip_model, model, classifier, {})
+    training, criterion = build_training(cfg, clip_model, model, TextPhase(classifier), {})
     model.start_epoch(0)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -152,7 +153,7 @@ def test_learning_rates_and_decay_of_the_published_recipe(clip_model, classifier
     cfg = make_cfg({"OPTIM.LR_SCHEDULER": "none"}, trainer="LaFTer")
     assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.PROMPT_NUM) == (5e-4, 50, 50, 50)
     model = LaFTer(clip_model, classifier, CLASSES, cfg)
-    training, criterion = build_training(cfg, clip_model, model, classifier, {})
+    training, criterion = build_training(cfg, clip_model, model, TextPhase(classifier), {})
     groups = {id(p): group for group in training.optimizer.param_groups for p in group["params"]}
     for name in model.parameter_kinds():
         parameter = model.get_parameter(name)

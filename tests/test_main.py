@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import LaFTer
+from trainers.program import exit_with_message
 from utils.demo.faces import draw_dataset
 from utils.errors import InputError
 from utils.runs.record import read_rows
@@ -244,7 +245,7 @@ def test_bad_input_is_answered_by_one_line(root, tmp_path, arguments, words):
     rooted = [] if "--root" in arguments else ["--root", str(root)]
     options = ["--output-dir", str(tmp_path), "TEXT.CACHE_DIR", str(tmp_path)]
     with pytest.raises(SystemExit) as caught:
-        LaFTer.exit_with_message(lambda: LaFTer.main([*arguments, *rooted, *options]))
+        exit_with_message(lambda: LaFTer.main([*arguments, *rooted, *options]))
     message = caught.value.code
     assert message.startswith("error: ") and "\n" not in message and all(word in message for word in words), message
 

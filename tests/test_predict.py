@@ -13,6 +13,7 @@ from PIL import Image
 
 import LaFTer
 from trainers.predict import ImageFiles, find_files
+from trainers.program import exit_with_message
 from utils.data.images import Decoding
 from utils.data.items import Item, Splits, order_classes
 from utils.data.loader import ViewLoader, build_loader
@@ -151,7 +152,7 @@ def test_where_nothing_can_be_read_the_files_are_written_and_the_status_is_1(unl
     for name in ("a.jpg", "b.png"):
         (tmp_path / "photos" / name).write_text("no image", encoding="utf-8")
     with pytest.raises(SystemExit, match="none of the 2 images could be read; .*predictions.csv says why.*a.jpg"):
-        LaFTer.exit_with_message(lambda: LaFTer.main([
+        exit_with_message(lambda: LaFTer.main([
             "--predict", str(tmp_path / "photos"), "--model-dir", str(unlabelled[0]), "--predict-out",
             str(tmp_path / "out"), "--workers", "0"]))
     assert [Path(row["file"]).name for row in read_lines(tmp_path / "out" / "predictions.jsonl")] == ["a.jpg", "b.png"]

@@ -17,6 +17,7 @@ from trainers.build import build_training, image_flops, prepare_blocks
 from trainers.LaFTer import LaFTer
 from trainers.LaFTer_multilayer import MultiLayerLaFTer
 from trainers.objective import Objective
+from trainers.text_classifier import TextPhase
 from utils.data.loader import micro_batches
 
 CLASSES = 5
@@ -33,7 +34,7 @@ def prepare(make_clip, make_cfg):
         torch.manual_seed(1)
         classifier = F.normalize(torch.randn(CLASSES, 32), dim=-1)
         model = TRAINERS[trainer](clip_model, classifier, CLASSES, cfg)
-        training, criterion = build_training(cfg, clip_model, model, classifier, {})
+        training, criterion = build_training(cfg, clip_model, model, TextPhase(classifier), {})
         objective = Objective(criterion, cfg, [str(i) for i in range(CLASSES)])
         return SimpleNamespace(clip=clip_model, cfg=cfg, training=training, objective=objective)
 

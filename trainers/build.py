@@ -24,6 +24,7 @@ from utils.data.loader import ViewLoader, build_loader
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import build_views
 from utils.errors import InputError
+from utils.runs.signals import Interrupts
 from utils.utils import Tunable, setup_lafter_training_utils
 
 from . import distributed
@@ -32,6 +33,7 @@ from .LaFTer_multilayer import MultiLayerLaFTer
 from .state import Training
 from .statistics import empty_alignment, fit_alignment
 from .teacher import Teacher
+from .text_classifier import TextPhase
 
 log = logging.getLogger(__name__)
 
@@ -207,18 +209,21 @@ def training_settings(cfg: CfgNode) -> SimpleNamespace:
         label_smoothing=cfg.OPTIM.LABEL_SMOOTHING)
 
 
-def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, classifier: Tensor | None,
-                   identity: dict[str, object]) -> tuple[Training, nn.Module]:
-    """(everything that training changes, the classification loss)."""
+def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, text: TextPhase, identity: dict[str, object],
+                   interrupts: Interrupts | None = None) -> tuple[Training, nn.Module]:
+    """(everything that training changes, the classification loss). `text` gives the teacher its classifier, and what
+    was said of images that are left out."""
     optimizer, scheduler, criterion = setup_lafter_training_utils(training_settings(cfg), model)
     batch, batches = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.ACCUMULATE
     log.info("a step of the optimiser sees %d images%s", images_per_step(cfg),
              f": {batches} times {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
-        teacher = Teacher(clip_model, classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
+        teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
     scaler = torch.amp.GradScaler(model.adapter.weight.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
-    return Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump()), criterion
+    training = Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump(),
+                        interrupts or Interrupts(), references=text.references, unreadable=list(text.unreadable))
+    return training, criterion
 
 
 def count_parameters(model: Tunable) -> dict[str, int]:

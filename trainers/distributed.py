@@ -189,18 +189,18 @@ def broadcast(value: T) -> T:
     return values[0]
 
 
-def reduce_gradients(parameters: Sequence[Tensor], count: int, received: int) -> tuple[int, int]:
-    """Add up each parameter's gradient over the processes, in place; one that none has stays None.
+def reduce_step(parameters: Sequence[Tensor], images: int, received: int) -> tuple[int, int]:
+    """All that the processes tell one another in a step of the optimiser, in one exchange: each parameter's gradient is
+    added up, in place (one that none has stays None), and so are the `images` that each has worked on.
 
-    With them go `count`, the images that a process has worked on, and the signal that it `received`, 0 for none: one
-    buffer, one exchange a step. Returns (the sum of the counts, the highest signal).
+    `received` is the signal that this process got, 0 for none. Returns (the images of all, the highest signal).
     """
     if world_size() == 1:
-        return count, received
+        return images, received
     pieces = [(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1).float()
               for parameter in parameters]
     present = [parameter.grad is not None for parameter in parameters]
-    numbers = [*present, count, *(received == number for number in SIGNALS)]
+    numbers = [*present, images, *(received == number for number in SIGNALS)]
     buffer = torch.cat([*pieces, torch.tensor(numbers, dtype=torch.float32, device=pieces[0].device)])
     with _lost_process():
         dist.all_reduce(buffer)
@@ -208,8 +208,8 @@ def reduce_gradients(parameters: Sequence[Tensor], count: int, received: int) ->
         numbers = tail.tolist()
     for parameter, total, present in zip(parameters, sums, numbers):
         parameter.grad = total.reshape(parameter.shape).to(parameter.dtype) if present else None
-    count, *signalled = numbers[len(parameters):]
-    return int(count), max(number * bool(sent) for number, sent in zip(SIGNALS, signalled))
+    images, *signalled = numbers[len(parameters):]
+    return int(images), max(number * bool(sent) for number, sent in zip(SIGNALS, signalled))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
@@ -51,34 +52,42 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
     return head.weight.detach()
 
 
-def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, ViewLoader],
-               result: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Score zero-shot and the text classifier on the plain features; returns the classifier [classes, embed_dim] and
-    the class [n] that it predicts for each image of a split."""
+@dataclass
+class TextPhase:
+    """What the text phase leaves behind; as it stands here, that of a run without one."""
+
+    classifier: Tensor | None = None  # [classes, embed_dim]
+    metrics: dict[str, dict[str, dict]] = field(default_factory=dict)  # by split: of `zero_shot`, `text_classifier`
+    references: dict[str, Tensor] = field(default_factory=dict)  # by split: the classes [n] it predicts
+    unreadable: list[str] = field(default_factory=list)  # what was said of images that were left out
+
+
+def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[str, ViewLoader]) -> TextPhase:
+    """Train the text classifier, and score it and zero-shot on the plain features of the splits to evaluate."""
     num_classes = len(splits.classnames)
     device = clip_model.visual.proj.device
     zero_shot = text_features(clip_model, splits.classnames, "zero_shot", cfg)
     classifiers = {"zero_shot": zero_shot.logit_scale * zero_shot.class_means(num_classes)}
-    classifier, references = zero_shot.class_means(num_classes), {}
-    texts = zero_shot
+    classifier, texts = zero_shot.class_means(num_classes), zero_shot
     if cfg.TEXT.MODE != "zero_shot":
         texts = text_features(clip_model, splits.classnames, cfg.TEXT.MODE, cfg)
         classifier = classifiers["text_classifier"] = train_text_classifier(texts, num_classes, cfg, device)
     tell_same_classes(texts.class_means(num_classes), splits.classnames)
+    result = TextPhase(classifier.to(device), {split: {} for split in evaluation})
     for split, loader in evaluation.items():
         outputs = plain_features(clip_model, loader, split)
         if outputs["unreadable"]:
             log.warning("%s, left out: %s", split, summarise_unreadable(outputs["unreadable"]))
-            result.setdefault("unreadable", []).extend(outputs["unreadable"])
-        references[split] = (outputs["features"] @ classifier.cpu().t()).argmax(1)
+            result.unreadable += outputs["unreadable"]
+        result.references[split] = (outputs["features"] @ classifier.cpu().t()).argmax(1)
         for name, weight in classifiers.items():
             probabilities = (outputs["features"] @ weight.cpu().t()).softmax(-1)
-            reference = None if weight is classifier else references[split]
+            reference = None if weight is classifier else result.references[split]
             metrics = score(probabilities, outputs["labels"], outputs.get("distributions"), reference)
-            result["splits"][split][name] = metrics
+            result.metrics[split][name] = metrics
             if "top1" in metrics:
                 log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
         if (label := one_sided(metrics)) is not None:
             log.warning("%s: the classifier that labels the images predicts nearly all of them as %s", split,
                         splits.classnames[label])
-    return classifier.to(device), references
+    return result

@@ -62,7 +62,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
                     losses.update({name: loss.detach() * (images / own) for name, loss in parts.items()})
                 statistics.add_batch(losses, batch, pseudo_labelled=teacher is not None)
 
-            readable, signal = distributed.reduce_gradients(parameters, own, training.interrupts.signal)
+            readable, signal = distributed.reduce_step(parameters, own, training.interrupts.signal)
             if readable:
                 scaler.unscale_(optimizer)
                 if readable < planned:  # the mean is over those that could be read
@@ -79,7 +79,9 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
             done.step = step + 1
             bar.update()
             if step % cfg.TRAIN.PRINT_FREQ == 0:
-                bar.set_postfix(loss=check_finite(statistics.fetch(), training))
+                steps = statistics.fetch()
+                check_finite(steps, training)
+                bar.set_postfix(steps[-1].losses if steps else {})
             training.interrupts.act(signal)
     return training_row(training)
 
@@ -136,9 +138,9 @@ def step_loss(model: Tunable, objective: Objective, batch: dict[str, Tensor]) ->
     return {name: sum(parts[name] for parts in per_view) / len(views) for name in per_view[0]}
 
 
-def check_finite(steps: list[StepNumbers], training: Training) -> str:
-    """The last step's loss in words. Raises TrainingError for the first loss or gradient that is not finite. In fp16
-    the scaler leaves a step with such a gradient out, and only MAX_SKIPPED of them in a row are an error."""
+def check_finite(steps: list[StepNumbers], training: Training) -> None:
+    """Raise TrainingError for the first loss or gradient that is not finite. In fp16 the scaler leaves a step with such
+    a gradient out, and only MAX_SKIPPED of them in a row are an error."""
     fp16 = training.scaler.is_enabled()
     for step, losses, norms in steps:
         training.skipped = 0 if math.isfinite(norms["grad_norm"]) else training.skipped + 1
@@ -156,7 +158,6 @@ def check_finite(steps: list[StepNumbers], training: Training) -> str:
         raise TrainingError(f"{what} is not finite in epoch {training.epoch + 1}, step {step + 1}: {parts} (learning "
                             f"rates: {rates}); lower --lr, set --max-grad-norm, or set MODEL.PRECISION fp32; the last "
                             "checkpoint is safe")
-    return f"{steps[-1].losses['loss']:.4f}" if steps and steps[-1].losses else "none"
 
 
 def training_row(training: Training) -> dict[str, object]:

@@ -24,6 +24,7 @@ from clip.transformer import linear
 from trainers.build import TRAINERS, build_training, prepare_blocks
 from trainers.objective import Objective
 from trainers.state import Progress, Training
+from trainers.text_classifier import TextPhase
 from trainers.texts import encode_texts
 from trainers.training import train_one_epoch
 from utils.config import load_config
@@ -123,7 +124,7 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
     torch.manual_seed(0)
     classifier = F.normalize(torch.randn(CLASSES, clip_model.embed_dim), dim=-1).to(device)
     model = TRAINERS[trainer](clip_model, classifier, CLASSES, cfg)
-    training, criterion = build_training(cfg, clip_model, model, classifier, {})
+    training, criterion = build_training(cfg, clip_model, model, TextPhase(classifier), {})
     objective = Objective(criterion, cfg, [str(i) for i in range(CLASSES)])
     if cfg.PSEUDO_LABEL.TEACHER == "frozen":
         training.teacher.table = torch.arange(batch) % CLASSES

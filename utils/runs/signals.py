@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 class Interrupted(KeyboardInterrupt):
     """A signal asked the program to stop; `status` is the exit status that shells expect, 128 + its number."""
 
-    def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, advice: str = ""):
+        super().__init__("; ".join(filter(None, [f"stopped by {signal.Signals(signum).name}", advice])))
         self.status = 128 + signum
 
 
@@ -25,9 +25,11 @@ class Interrupts:
 
     After the first signal Ctrl-C has the system's own effect: the program ends at once. Outside of its context, and
     in any but the main thread, it changes nothing, and `deferred` has nothing to defer. Windows sends no SIGTERM.
+    `advice` tells the user how to go on.
     """
 
-    def __init__(self):
+    def __init__(self, advice: str = ""):
+        self.advice = advice
         self.signal = 0  # the one that came
         self._depth = 0
         self._previous: dict[int, object] = {}
@@ -46,7 +48,7 @@ class Interrupts:
         self.signal = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self._depth:
-            raise Interrupted(number)
+            raise Interrupted(number, self.advice)
         log.info("%s: finishing this step and saving; Ctrl-C leaves at once", signal.Signals(number).name)
 
     @contextlib.contextmanager
@@ -63,4 +65,4 @@ class Interrupts:
     def act(self, number: int) -> None:
         """Raise Interrupted for the signal `number`; 0 stands for none."""
         if number:
-            raise Interrupted(number)
+            raise Interrupted(number, self.advice)
