@@ -89,12 +89,12 @@ def check_run(arguments: list[str]) -> None:
 
 def check(words: list[str]) -> None:
     words = words[words[0] in ("bash", "python"):]
+    if words[:2] == ["-m", "pip"]:
+        return
     if words[:2] == ["-m", "utils.results"]:
         words = ["utils/results.py", *words[2:]]
     program, arguments = words[0], words[1:]
     name = program.removeprefix("scripts/").removesuffix(".sh")
-    if program == "pip":
-        return
     assert (PROJECT / program).is_file(), program
     if program == "LaFTer.py":
         check_run(arguments)
@@ -139,6 +139,12 @@ def test_text_embeddings_are_made_as_described(tmp_path, monkeypatch):
     assert made["classnames"].tolist() == ["beach", "city", "forest"] and 1 < made["logit_scale"] <= 101
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_tables_are_even(name):
+    for table in re.findall(r"(?:^\|.*\n)+", without_code(text(name)), flags=re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table.splitlines()[0]
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 def slugs(document: str) -> set[str]:
@@ -163,7 +169,7 @@ def test_links_and_paths_lead_somewhere(name):
 def test_keys_and_flags_are_real(name):
     document = text(name)
     roots = "|".join({key.split(".")[0] for key in KEYS if "." in key})
-    for key in re.findall(rf"\b((?:{roots})(?:\.[A-Z][A-Z_]*)+)", document):
+    for key in re.findall(rf"\b((?:{roots})(?:\.[A-Z][A-Z0-9_]*)+)", document):
         assert key in KEYS, key
     known = {option for action in build_parser()._actions for option in action.option_strings} | OTHERS_FLAGS
     programs = [*(PROJECT / "scripts").glob("*.py"), PROJECT / "utils/results.py"]
