@@ -2,7 +2,7 @@
 
     python scripts/compare.py configs/experiments/demo.yaml --jobs 2
 
-The YAML (see README.md, "Compare runs") names the runs. What follows the file and is no flag of this program goes to
+The YAML names the runs (configs/experiments/README.md). What follows the file and is no flag of this program goes to
 every LaFTer.py: `--root data --device cpu DATALOADER.NUM_WORKERS 0`. An unfinished run goes on from its last
 checkpoint; a failed one does not stop the others, and the program ends with status 1. Each run's output lies beside
 its folder, as NAME.log. Ctrl-C stops all; the same command goes on. With --slurm the runs are a cluster's jobs, which
