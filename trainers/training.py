@@ -61,7 +61,7 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
 
             readable, signal = distributed.reduce_step(parameters, own, training.interrupts.signal)
             if readable:
-                work = functools.partial(update, training, statistics, cfg, planned / readable)
+                work = functools.partial(update, training, statistics, cfg, planned, readable)
                 norms = training.graphs.run("update", work, {}, key)
                 statistics.add_step(step, own, losses, norms)
 
@@ -88,7 +88,8 @@ def compute_gradients(training: Training, objective: Objective, cfg: CfgNode, pl
                       batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add to the parameters' gradients those of the loss on `batch`, this process's share of the `planned` images of
     a step; returns `batch_numbers`. Nothing in it waits for the device."""
-    batch = {**batch, "target": choose_labels(training.teacher, batch)}
+    batch = dict(batch)  # what a recording works on stays as it is
+    batch["target"] = choose_labels(training.teacher, batch)
     own, losses = len(batch["target"]), Counter()
     for micro in micro_batches(batch, micro_batch_size(cfg, training.device)):
         parts, images = step_loss(training.model, objective, micro), len(micro["target"])
@@ -97,14 +98,14 @@ def compute_gradients(training: Training, objective: Objective, cfg: CfgNode, pl
     return batch_numbers(losses, batch, pseudo_labelled=training.teacher is not None)
 
 
-def update(training: Training, statistics: TrainingStatistics, cfg: CfgNode, scale: float,
+def update(training: Training, statistics: TrainingStatistics, cfg: CfgNode, planned: int, readable: int,
            _: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A step of the optimiser with the gradients times `scale`, which it takes away; returns their norms, of all as
-    `grad_norm` and by kind and stage. Nothing in it waits for the device."""
+    """A step of the optimiser with the gradients of `readable` of the `planned` images, which it takes away; returns
+    their norms, of all as `grad_norm` and by kind and stage. Nothing in it waits for the device."""
     parameters, optimizer, scaler = training.parameters(), training.optimizer, training.scaler
     scaler.unscale_(optimizer)
-    if scale != 1:  # the mean is over the images that could be read
-        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], scale)
+    if readable < planned:  # the mean is over those that could be read
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], planned / readable)
     norms = statistics.gradient_norms()
     norm = nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM or math.inf)
     scaler.step(optimizer)
