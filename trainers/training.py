@@ -90,7 +90,7 @@ def compute_gradients(training: Training, objective: Objective, cfg: CfgNode, pl
                       batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add to the parameters' gradients those of the loss on `batch`, this process's share of the `planned` images of
     a step; returns `batch_numbers`. Nothing in it waits for the device."""
-    batch = dict(batch)
+    batch = dict(batch)  # what a recording works on stays as it is
     batch["target"] = choose_labels(training.teacher, batch)
     own, losses = len(batch["target"]), Counter()
     for micro in micro_batches(batch, micro_batch_size(cfg, training.device)):
@@ -102,8 +102,8 @@ def compute_gradients(training: Training, objective: Objective, cfg: CfgNode, pl
 
 def update(training: Training, statistics: TrainingStatistics, cfg: CfgNode, planned: int, readable: int,
            _: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A step of the optimiser with the gradients, which it takes away, of so many `readable` of the `planned` images;
-    returns their norms, of all as `grad_norm` and by kind and stage. Nothing in it waits for the device."""
+    """A step of the optimiser with the gradients of `readable` of the `planned` images, which it takes away; returns
+    their norms, of all as `grad_norm` and by kind and stage. Nothing in it waits for the device."""
     parameters, optimizer, scaler = training.parameters(), training.optimizer, training.scaler
     scaler.unscale_(optimizer)
     if readable < planned:  # the mean is over those that could be read
