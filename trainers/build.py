@@ -138,7 +138,7 @@ def prepare_blocks(clip_model: CLIP, cfg: CfgNode, images: int, loader: ViewLoad
         if loader and device.type == "cuda":
             loader.compile_views(loader.batch_sampler.batch_images(0) // distributed.world_size())
     except RuntimeError as error:  # torch's compile errors are of this kind
-        log.info("nothing is compiled (%s)", " ".join(str(error).split("\n\n")[0].split()))
+        log.info("the blocks are not compiled (%s)", " ".join(str(error).split("\n\n")[0].split()))
         for block in blocks:
             block._compiled_call_impl = None
 
