@@ -84,7 +84,7 @@ def test_the_image_reference_has_the_published_strong_view(tmp_path):
     ours = torch.cat([loader.load(range(8), epoch)["strong"] for epoch in range(12)])
     theirs = torch.stack([reference[index % 8][1] for index in range(96)])
     energies = [(views.diff(dim=-1) ** 2).mean().item() for views in (ours, theirs)]
-    assert energies[0] == pytest.approx(energies[1], rel=0.2)
+    assert energies[0] == pytest.approx(energies[1], rel=0.3)
 
 
 def event(name: str, *around: str) -> SimpleNamespace:
