@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from trainers import calibration
 from trainers.calibration import LogitTable, balance_statistics, check_calibration
 from trainers.checks import check_pseudo_labels
+from trainers.image_weights import ImageWeights
 from trainers.predict import class_probabilities
 from trainers.teacher import Teacher, calibrate
 from utils.errors import InputError
@@ -180,6 +183,29 @@ def test_labels_that_changed_are_counted_and_so_are_the_classes(clip_model, clas
     teacher.classifier = teacher.classifier.roll(1, 0)  # each label is another one
     assert epoch(everything[:50])["pseudo_labels_changed"] == 50
     assert epoch(everything)["pseudo_labels_changed"] == 70  # those left out before are compared with what they had
+
+
+@pytest.mark.parametrize("mode", ["std", "balance"])
+def test_what_a_step_reads_keeps_its_place_in_memory(clip_model, classifier, weak, mode):
+    """So that a step may be recorded and replayed: a CUDA graph knows tensors by their place."""
+    chosen = SimpleNamespace(WEIGHT="neighbours", SHARE=0.5, NEIGHBOURS=3)
+    teacher = Teacher(clip_model, classifier, calibration=mode, weights=ImageWeights(chosen, 3))
+    teacher.prepare(Loader(weak))
+
+    def tensors() -> dict[str, torch.Tensor]:
+        state = {"history": teacher.history, **teacher.logits.state_dict(), **teacher.weights.state_dict()}
+        return {name: value for name, value in state.items() if name != "epoch"}
+
+    places = {name: value.data_ptr() for name, value in tensors().items()}
+    before = {name: value.clone() for name, value in tensors().items()}
+    with torch.no_grad():
+        teacher.classifier += 0.1 * torch.randn(teacher.classifier.shape)
+    teacher.labels({"weak": weak, "index": torch.arange(len(weak))})
+    teacher.step(len(weak))
+    teacher.end_epoch()
+    assert {name: value.data_ptr() for name, value in tensors().items()} == places
+    same = {name for name, value in tensors().items() if torch.equal(value, before[name])}
+    assert same == {"centre", "nearest"}
 
 
 @pytest.mark.parametrize("mode, images, classes, prior, said", [
