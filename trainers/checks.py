@@ -45,7 +45,7 @@ def check_inputs(cfg: CfgNode) -> None:
     build_views(image_size(cfg) or 224, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
                 cfg.INPUT.INTERPOLATION)
     if cfg.DATASET.SPLIT_FILE:
-        existing("split file", Path(cfg.DATASET.SPLIT_FILE))
+        existing("split file", Path(cfg.DATASET.SPLIT_FILE), mend="correct DATASET.SPLIT_FILE")
 
 
 def check_training(cfg: CfgNode) -> None:
@@ -55,7 +55,7 @@ def check_training(cfg: CfgNode) -> None:
         check_tensorboard()
     if not cfg.TEXT.SKIP:
         if cfg.DATASET.TEXT_FEATURES:
-            existing("DATASET.TEXT_FEATURES", resolve_path(cfg.DATASET.TEXT_FEATURES))
+            existing("DATASET.TEXT_FEATURES", resolve_path(cfg.DATASET.TEXT_FEATURES), mend="give the path of its .npz")
         elif cfg.TEXT.MODE == "lafter":
             read_descriptions(cfg.DATASET.DESCRIPTIONS)
     if cfg.RESUME not in ("", "auto"):

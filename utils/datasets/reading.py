@@ -34,13 +34,13 @@ class Source(NamedTuple):
     where: str
 
 
-def existing(what: str, *paths: Path) -> Path:
-    """The first of `paths` that exists. Raises FileNotFoundError that says `what` they are and names them."""
+def existing(what: str, *paths: Path, mend: str = "set --root to the folder that holds the data") -> Path:
+    """The first of `paths` that exists. Raises FileNotFoundError that says `what` they are, names them and the mend."""
     for path in paths:
         if path.exists():
             return path
     names = " or ".join([str(paths[0]), *(path.name for path in paths[1:])])
-    raise FileNotFoundError(f"{what} {names} does not exist; set --root to the folder that holds the data")
+    raise FileNotFoundError(f"{what} {names} does not exist; {mend}")
 
 
 def data_folder(cfg: CfgNode, source: Source) -> Path:

@@ -33,7 +33,8 @@ def load_dataset(cfg: CfgNode) -> Splits:
                              "neutral votes")
     splits = READERS[cfg.DATASET.NAME](cfg)
     if cfg.DATASET.SPLIT_FILE:
-        splits = load_splits(existing("split file", Path(cfg.DATASET.SPLIT_FILE)), splits.root)
+        path = existing("split file", Path(cfg.DATASET.SPLIT_FILE), mend="correct DATASET.SPLIT_FILE")
+        splits = load_splits(path, splits.root)
     check_classnames(splits.classnames)
     if cfg.DATASET.TEST_IMAGES == "all":
         splits = replace(splits, test=list(dict.fromkeys([*splits.train, *splits.test])))
