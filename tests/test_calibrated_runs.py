@@ -12,6 +12,7 @@ import torch
 
 import LaFTer
 from tests import tiny_run
+from tests.browser import PageSource
 from tests.test_processes import ends, nearly, start_two
 from trainers.predict import check_calibrated
 from trainers.teacher import Teacher, calibrate
@@ -137,6 +138,9 @@ def test_predictions_are_calibrated_by_their_own_statistics_and_say_so(trained):
         assert row["calibration"] == line["calibration"] == "mean"
         assert row["uncalibrated"] == line["uncalibrated"] == before["prediction"] and "uncalibrated" not in before
         assert row["prediction"] == line["prediction"] == max(line["probabilities"], key=line["probabilities"].get)
+    page, before = (PageSource(trained / out / "predictions.html") for out in ("mean", "plain"))
+    said = "Calibrated by these images' own statistics (mean)."
+    assert said in page.texts and said not in before.texts
     changed = sum(row["prediction"] != row["uncalibrated"] for row in table)
     log = (tiny_run.run_folder(trained, "x") / "log.txt").read_text(encoding="utf-8")
     assert f"calibrated by these images (mean): {changed} of them would be of another class otherwise" in log

@@ -34,6 +34,8 @@ def show_files(path: Path, rows: Sequence[dict], thumbnails: Sequence[bytes], cl
         right = sum(prediction == classnames[label] for prediction, label in read)
         notes.append("The folders are called like classes and are taken as labels: "
                      f"{right:,} of {len(read):,} predictions are right.")
+    if calibrations := {row["calibration"] for row in rows if "calibration" in row}:
+        notes.append(f"Calibrated by these images' own statistics ({', '.join(calibrations)}).")
     if len(rows) > SHOWN:
         notes.append(f"Here are the first {SHOWN:,} of {len(rows):,} images; predictions.csv has all.")
     images = [Shown(file, list(row.get("probabilities", {}).values()), row.get("error", ""), folders[file.parent.name],
