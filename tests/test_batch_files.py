@@ -1,8 +1,10 @@
-"""The .bat launchers as cmd.exe runs them, on Windows or under wine; a python.bat that notes its calls is Python."""
+"""The .bat launchers: their text; and as cmd.exe runs them, on Windows or under wine, where a python.bat that notes its
+calls is Python."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,13 +13,33 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 WINE = shutil.which("wine")
-pytestmark = pytest.mark.skipif(os.name != "nt" and not WINE, reason="needs cmd.exe: Windows, or wine")
 PYTHON = """@echo off
 >> "%CALLS%" echo %*
 if "%~1"=="-c" exit /b %CHECK%
 exit /b %STATUS%
 """
+BATCH = sorted(SCRIPTS.glob("*.bat"))
 CHECK = '-c "import sys; sys.exit(sys.version_info < (3, 10))"'
+
+
+@pytest.mark.parametrize("path", BATCH, ids=lambda path: path.name)
+def test_batch_files_are_plain(path):
+    """CRLF, ASCII, commands of every cmd.exe, and nothing that waits for a key."""
+    content = path.read_bytes()
+    assert content.endswith(b"\r\n") and content.count(b"\n") == content.count(b"\r\n") == content.count(b"\r")
+    lines = re.sub(r"\^\n", "", path.read_text(encoding="ascii")).splitlines()
+    assert lines[0] == "@echo off"
+    known = {"@echo", "rem", "setlocal", "set", "call", "if", "for", "goto", ":own", ":install", ":refuse", "cd",
+             "echo", "del", "exit", '"%PY%"'}
+    assert {line.split()[0] for line in lines} <= known
+    commands = [line for line in lines if not line.startswith("rem")]
+    assert not any("||" in line or "&&" in line for line in commands)  # what wine's cmd.exe does otherwise
+    assert all(re.search(r'"[^"]*%(VENV|PROJECT|PY|RUNS)%[^"]*"', line) for line in commands
+               if re.search("%(VENV|PROJECT|PY|RUNS)%", line))  # a path may hold an & or a parenthesis
+    if path.name != "setup_env.bat":  # there it is the .venv's own python.exe
+        assert not any(line.startswith('"%PY%"') for line in commands)  # a python.bat would not come back
+    assert not any(word in line for line in lines if not line.startswith("rem") for word in
+                   ("pause", "powershell", "timeout", "enabledelayedexpansion"))
 
 
 def write_batch(path: Path, text: str) -> None:
@@ -27,6 +49,8 @@ def write_batch(path: Path, text: str) -> None:
 @pytest.fixture(scope="module")
 def cmd(tmp_path_factory):
     """cmd(file) → what cmd.exe says to a batch file. Under wine all of them share one new drive C."""
+    if os.name != "nt" and not WINE:
+        pytest.skip("needs cmd.exe: Windows, or wine")
     env = dict(os.environ)
     if WINE:
         env |= {"WINEPREFIX": str(tmp_path_factory.mktemp("wine")), "WINEDEBUG": "-all", "DISPLAY": ""}
@@ -90,7 +114,7 @@ def test_what_each_hands_over_and_in_which_order(start):
         f"{given}",
         '"PROJECT\\scripts\\compare.py" demo --only "a|b"',
         f"{demo} LaFTer --epochs 3", f"{demo} MultiLayerLaFTer --epochs 3", '-m utils.results "HERE\\output\\demo"',
-        "-m ruff check .", "-m pytest -n 2 tests/x.py"]
+        "-m ruff check .", "-m pytest -n 2 --dist worksteal tests/x.py"]
     assert calls.count(CHECK) == 9
     assert said == [f"{name}: status 0" for name in ("LaFTer", "LaFTer_DualTask", "LaFTer_DirectDualTask",
                                                      "LaFTer_MultiPrompt", "zero_shot", "LaFTer_MultiGPU", "compare",

@@ -83,26 +83,6 @@ def test_both_of_a_pair_choose_the_data_set_alike(name):
     assert handed_over(SCRIPTS / (name + ".sh"))[-2] == "--dataset-config-file"
 
 
-@pytest.mark.parametrize("path", BATCH, ids=stem)
-def test_batch_files_are_plain(path):
-    """CRLF, ASCII, commands of every cmd.exe, and nothing that waits for a key."""
-    content = path.read_bytes()
-    assert content.endswith(b"\r\n") and content.count(b"\n") == content.count(b"\r\n") == content.count(b"\r")
-    lines = re.sub(r"\^\n", "", path.read_text(encoding="ascii")).splitlines()
-    assert lines[0] == "@echo off"
-    known = {"@echo", "rem", "setlocal", "set", "call", "if", "for", "goto", ":own", ":install", ":refuse", "cd",
-             "echo", "del", "exit", '"%PY%"'}
-    assert {line.split()[0] for line in lines} <= known
-    commands = [line for line in lines if not line.startswith("rem")]
-    assert not any("||" in line or "&&" in line for line in commands)  # what wine's cmd.exe does otherwise
-    assert all(re.search(r'"[^"]*%(VENV|PROJECT|PY|RUNS)%[^"]*"', line) for line in commands
-               if re.search("%(VENV|PROJECT|PY|RUNS)%", line))  # a path may hold an & or a parenthesis
-    if path.name != "setup_env.bat":  # there it is the .venv's own python.exe
-        assert not any(line.startswith('"%PY%"') for line in commands)  # a python.bat would not come back
-    assert not any(word in line for line in lines if not line.startswith("rem") for word in
-                   ("pause", "powershell", "timeout", "enabledelayedexpansion"))
-
-
 @pytest.mark.parametrize("path", SHELL, ids=stem)
 @pytest.mark.skipif(os.name == "nt", reason="needs bash and file modes")
 def test_shell_files_are_valid(path):
