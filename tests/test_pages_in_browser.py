@@ -119,7 +119,7 @@ def test_nothing_in_a_name_is_run(browser, small):
     browser.open(small)
     assert browser.run("document.title") == "Predictions" and NASTY in shown(browser)
     assert browser.run("document.querySelector('b[onclick], img[onerror]')") is None
-    assert browser.run("document.querySelector('.unread').textContent").strip().endswith("(it is <b>cut</b>)")
+    assert browser.run("document.querySelector('details li').textContent").strip().endswith("(it is <b>cut</b>)")
     assert browser.complaints == []
     browser.run("document.body.insertAdjacentHTML('beforeend', '<img src=\"http://127.0.0.1:9/x.png\" "
                 "onerror=\"document.title = 1\">')")  # were the escaping to fail, the page's policy would stand
@@ -137,7 +137,7 @@ def test_without_script_everything_is_there(browser, small):
     def found(selector: str) -> int:
         return len(browser.call("DOM.querySelectorAll", nodeId=root, selector=selector)["nodeIds"])
 
-    assert found("#images article") == FEW and found(".unread li") == 1 and browser.complaints == []
+    assert found("#images article") == FEW and found("details li") == 1 and browser.complaints == []
     assert found("form[hidden]") == 1  # what would do nothing is not shown
 
 

@@ -52,8 +52,8 @@ def write_page(path: Path, title: str, notes: Sequence[str], images: Sequence[Sh
                classnames: Sequence[str]) -> None:
     """Write the page of `images`, in their order; `notes` are sentences below the title.
 
-    Where labels are known it begins with the surest mistakes; images that could not be read stand at the end with their
-    reasons. It loads nothing but the thumbnails beside it, if they are too many for the page itself, and is all there
+    Images that could not be read stand above the others, with their reasons; where labels are known the surest mistakes
+    do. It loads nothing but the thumbnails beside it, if they are too many for the page itself, and is all there
     without its script. Raises TrainingError where the disk does not take it.
     """
     read = [image for image in images if not image.error]
@@ -65,16 +65,14 @@ def write_page(path: Path, title: str, notes: Sequence[str], images: Sequence[Sh
 
     body = [f"<h1>{escape(title)}</h1>", *(f'<p class="lead">{escape(note)}</p>' for note in notes)]
     if unread:
-        body.append(f'<p class="lead">{len(unread):,} could not be read: <a href="#unread">why</a></p>')
+        body += [f"<details><summary>{len(unread):,} could not be read</summary><ul>",
+                 *(f"<li>{escape(image.error)}</li>" for image in unread), "</ul></details>"]
     labelled = any(image.label != UNKNOWN for image in read)
     if labelled:
         mistakes = [cards[index] for index in surest_mistakes(read)] or ["<p>None: every prediction is right.</p>"]
         body += ["<h2>The surest mistakes</h2>", '<div class="grid strip">', *mistakes, "</div>", "<h2>All images</h2>"]
     body += [key_of_colours(read), controls(read, classnames, labelled), '<div class="grid" id="images">', *cards,
              "</div>", '<div id="end"></div>']
-    if unread:
-        body += ['<h2 id="unread">Could not be read</h2>', '<ul class="unread">',
-                 *(f"<li>{escape(image.error)}</li>" for image in unread), "</ul>"]
     style, script = ((HERE / f"predictions.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     write_whole(path, page(title, body, style, script).encode(errors="replace"))  # a name may hold what is no character
 
@@ -159,12 +157,12 @@ def controls(images: Sequence[Shown], classnames: Sequence[str], labelled: bool)
     orders = {"given": "as given", "sure": "surest first", "unsure": "least sure first", "class": "by class"}
     if labelled:
         fields += [_select("Label", "label", {"": "all", **_counted((image.label for image in images), classnames)}),
-                   _select("Verdict", "verdict", {"": "right and wrong", "right": "right", "wrong": "wrong"})]
+                   _select("Verdict", "verdict", {"": "all", "right": "right", "wrong": "wrong"})]
         orders["mistakes"] = "surest mistakes first"
     if len(classnames) <= ALL_BARS:
         orders |= {f"most {index}": f"most {name} first" for index, name in enumerate(classnames)}
-    bounds = (f'<label>{text} %<input type="number" name="{name}" value="{value}" min="0" max="100" step="any">'
-              "</label>" for text, name, value in (("Confidence from", "least", 0), ("to", "most", 100)))
+    bounds = (f'<label>{text}<input type="number" name="{name}" value="{value}" min="0" max="100" step="any">'
+              "</label>" for text, name, value in (("Confidence", "least", 0), ("to, in %", "most", 100)))
     fields += [f'<span class="pair">{"".join(bounds)}</span>',
                '<label>File name has<input type="search" name="file" autocomplete="off"></label>',
                _select("Order", "order", orders), '<button type="reset">Show all</button>',
