@@ -27,11 +27,13 @@ from trainers.build import (
     load_clip,
     prepare_blocks,
 )
+from trainers.calibration import check_calibration
 from trainers.checks import check_inputs, check_training
 from trainers.evaluation import predict, score_split
 from trainers.objective import Objective, generated_distributions
 from trainers.pages import show_files, show_split
-from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
+from trainers.precision import settle_precision, suggest_precision
+from trainers.predict import check_calibrated, find_files, predict_files, read_run, restore, write_predictions
 from trainers.program import exit_with_message
 from trainers.state import Training
 from trainers.text_classifier import TextPhase, text_phase
@@ -103,6 +105,8 @@ def train_run(cfg: CfgNode, interrupts: Interrupts) -> dict:
     run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
     try:
         run.lock()
+        source = run.folder if cfg.RESUME in ("", "auto") else find_checkpoint(Path(cfg.RESUME)).parent.parent
+        cfg = settle_precision(cfg, source)
         identity = identify(cfg, splits)
         run.check(identity)
         with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
@@ -139,7 +143,10 @@ def record_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, i
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, clip_model: CLIP,
                identity: Identity) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
-    generated_distributions(cfg, splits.classnames)  # what is wrong with them is told before hours of work
+    generated_distributions(cfg, splits.classnames)  # what is wrong is told before hours of work
+    if cfg.TRAIN.SUPERVISION == "pseudo" and not cfg.TRAIN.SKIP:
+        check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, len(splits.train), len(splits.classnames),
+                          cfg.PSEUDO_LABEL.PRIOR)
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
     with distributed.one_first():
         loaders = build_loaders(cfg, read, clip_model.visual.input_resolution, clip_model.visual.proj.device)
@@ -157,11 +164,11 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
 
     model = build_student(cfg, clip_model, text.classifier, len(splits.classnames), loaders["plain"])
     result["parameters"] = count_parameters(model)
-    log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
-    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
               "classnames": splits.classnames, "dataset": identity.dataset}
+    suggest_precision(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     training, criterion = build_training(cfg, clip_model, model, text, agreed, interrupts)
+    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH, loaders["train"])
     if cfg.RESUME:
         resume(cfg, training, run, identity)
     training.share()
@@ -222,7 +229,7 @@ def evaluate_run(cfg: CfgNode, flags: Flags) -> dict:
     check_inputs(cfg)
     with collect_logs() as messages, distributed.one_first():
         splits = load_dataset(cfg)
-    run, expected = read_identity(folder), {}
+    cfg, run, expected = settle_precision(cfg, folder), read_identity(folder), {}
     if (recorded := recorded_splits(folder, run, splits, cfg)) is not None:
         splits, expected["dataset"] = recorded, run.dataset
     with start_logging(folder, messages, distributed.is_main()):
@@ -261,23 +268,30 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
     """A run's predictions of one's own images: predictions.csv, .jsonl and .html, in its folder if not in
     --predict-out."""
     folder = Path(flags.model_dir)
+    cfg = settle_precision(cfg, folder)
     out = Path(flags.predict_out) if flags.predict_out else folder
     with collect_logs() as messages:
         files = find_files(Path(flags.predict))
     state = read_run(folder, flags.load_epoch, cfg)
+    check_calibrated(cfg, len(files), len(state["classnames"]), flags.calibrate)
     with start_logging(folder, messages):
         changed_settings(read_identity(folder), cfg)
         model = restore(cfg, load_clip(cfg), state)
-        rows, thumbnails = zip(*predict_files(model, files, state["classnames"], cfg))
+        rows, thumbnails = zip(*predict_files(model, files, state["classnames"], cfg, flags.calibrate))
         failed = sum("error" in row for row in rows)
         paths = [*write_predictions(rows, state["classnames"], out), out / "predictions.html"]
         show_files(paths[-1], rows, thumbnails, state["classnames"], Path(flags.predict).resolve().name,
                    describe_run(cfg, state["epoch"]))
         log.info("%d images predicted with epoch %d, %d could not be read; %s", len(rows) - failed, state["epoch"],
                  failed, ", ".join(map(str, paths)))
+        if flags.calibrate:
+            log.info("calibrated by these images (%s): %d of them would be of another class otherwise",
+                     flags.calibrate, sum(row.get("uncalibrated", row.get("prediction")) != row.get("prediction")
+                                          for row in rows))
     if failed == len(rows):
         raise InputError(f"none of the {failed} images could be read; {paths[0]} says why of each. The first: "
                          f"{rows[0]['error']}")
+    check_calibrated(cfg, len(rows) - failed, len(state["classnames"]), flags.calibrate)  # else they are as ever
     return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(path) for path in paths]}
 
 

@@ -18,9 +18,11 @@ from .metrics import one_sided
 from .report.groups import METHODS, find_runs, is_called
 from .report.tables import accuracy_table, difference_table, markdown
 from .runs.record import write_text
+from .utils import tell_counts
 
 log = logging.getLogger(__name__)
 
+# ↓: lower is better
 COLUMNS = {"top1": "top-1 ↑", "macro_f1": "macro-F1 ↑", "ece": "ECE ↓", "kl": "KL ↓", "chebyshev": "Cheb. ↓",
            "cosine": "cosine ↑", "intersection": "inters. ↑", "agreement": "agreement", "confidence": "confidence"}
 SHOWN_CLASSES = 8  # whose predictions the summary counts one by one
@@ -41,10 +43,9 @@ def format_summary(result: dict) -> str:
     if "parameters" in result:
         total = result["parameters"]["total"]
         trained = {kind: count for kind, count in result["parameters"].items() if kind != "total"}
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in trained.items())
-        lines.append(f"trained parameters: {sum(trained.values()):,} of {total:,} ({kinds})")
+        lines.append(f"trained parameters: {sum(trained.values()):,} of {total:,} ({tell_counts(trained)})")
     if not rows:
-        lines.append("nothing was scored: there is neither a validation nor a test image")
+        lines.append("nothing was scored: there is no validation image and no test image")
     elif not any("top1" in metrics for *_, metrics in rows):
         lines.append("nothing here is labelled, so there is no accuracy: agreement is with the text classifier's "
                      "predictions, confidence the mean of the highest probability")
