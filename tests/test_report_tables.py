@@ -95,9 +95,9 @@ def test_what_a_dual_task_learns_is_scored(tmp_path, options, learnt):
     circle = strategy1(torch.tensor([0]), class_distances(EMOTIONS, load_config("emotion6").DATASET.CIRCLE))
     target = 0.6 * (circle if learnt == "circle" else torch.tensor([annotated])) + 0.4 * torch.eye(6)[:1]
     groups = find_runs(tmp_path)
-    row = next(row for row in distribution_table(groups) if row[3] == "what MultiLayerLaFTer learns")
+    row = next(row for row in distribution_table(groups) if row[3] == "target of MultiLayerLaFTer")
     assert row[4:6] == ["1", f"{kl(target, [annotated]):.3f}"]
-    assert "What a dual task learns is its target" in distribution_note(groups)
+    assert "A dual task's target is made with the true labels" in distribution_note(groups)
 
 
 def test_what_runs_were(tmp_path):

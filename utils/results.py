@@ -22,7 +22,7 @@ from .utils import tell_counts
 
 log = logging.getLogger(__name__)
 
-# ↓: lower is better
+# ↑: higher is better, ↓: lower is
 COLUMNS = {"top1": "top-1 ↑", "macro_f1": "macro-F1 ↑", "ece": "ECE ↓", "kl": "KL ↓", "chebyshev": "Cheb. ↓",
            "cosine": "cosine ↑", "intersection": "inters. ↑", "agreement": "agreement", "confidence": "confidence"}
 SHOWN_CLASSES = 8  # whose predictions the summary counts one by one

@@ -144,8 +144,8 @@ def distribution_note(groups: Groups) -> str:
         said.append("A model may be too sharp (T above 1) or too flat for distributions, whatever it has learnt: KL at "
                     "T is that of softmax(logits / T), with the T whose KL on the validation split is least.")
     if any(map(dual_task_targets, panels(groups).values())):
-        said.append("What a dual task learns is its target, made with the true labels: a model that learns it "
-                    "perfectly, from labels that are all right, has these figures.")
+        said.append("A dual task's target is made with the true labels here: a model that learns it perfectly, from "
+                    "labels that are all right, has these figures.")
     return " ".join([*said, *_without_figures(reasons)])
 
 

@@ -29,7 +29,7 @@ def dual_task_targets(members: Groups) -> dict[str, list[dict[str, float]]]:
                  if run["seed"] in tuned and (figures := target_metrics(read_identity(run["folder"])))]
         if seeds:
             found.setdefault(json.dumps(seeds), ([], seeds))[0].append(key.method)
-    return {f"what {'; '.join(names)} learn{'s' * (len(names) == 1)}": seeds for names, seeds in found.values()}
+    return {f"target of {'; '.join(names)}": seeds for names, seeds in found.values()}
 
 
 def target_metrics(identity: Identity) -> dict[str, float] | None:
