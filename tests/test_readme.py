@@ -30,7 +30,8 @@ FOLDERS = ("clip", "configs", "scripts", "tests", "trainers", "utils")
 DOCUMENTS = [path.relative_to(PROJECT).as_posix() for path in (
     *sorted(PROJECT.glob("*.md")), *(path for folder in FOLDERS for path in sorted((PROJECT / folder).rglob("*.md"))))]
 KEYS = dict(flatten(default_config()))
-BY_TEXT = ("scripts/generate_descriptions.py", "scripts/fetch_vitb16_image_tower.py", "utils/results.py")
+BY_TEXT = ("scripts/generate_descriptions.py", "scripts/fetch_vitb16_image_tower.py", "scripts/gpu_check.py",
+           "utils/results.py")
 OTHERS_FLAGS = {"--help", "--shm-size", "--logdir"}  # of docker, of TensorBoard
 
 
