@@ -53,6 +53,7 @@ def build(make_clip, make_cfg, gpu):
             classifier = without_value(torch.randn(3, 32), device)
             training, criterion = build_training(cfg, clip_model, model, TextPhase(classifier), {})
             training.teacher.table = torch.zeros(BATCH, dtype=torch.long, device=device)
+            training.teacher.history = torch.zeros(2, BATCH + 1, dtype=torch.int32, device=device)
         return training, Objective(criterion, cfg, CLASSNAMES), cfg
 
     return make

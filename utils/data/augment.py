@@ -183,8 +183,8 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     hue = (green - blue).lerp_(hue, other_than_red).div_(span.clamp(min=1e-12))
     hue.addcmul_(other_than_green.add_(1), other_than_red, value=2)  # + 0, 2 or 4
     hue.add_(6 * shift[:, 0])
-    hue.sub_((hue / 6).floor_().mul_(6))
-    shares = (hue - 3).abs_().sub_(1), (hue - 2).abs_().neg_().add_(2), (hue - 4).abs_().neg_().add_(2)
+    hue.remainder_(6)
+    shares = (hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()
     return torch.stack([torch.addcmul(low, span, share.clamp_(0, 1)) for share in shares], 1)
 
 
@@ -202,7 +202,7 @@ def gaussian_blur(x: Tensor, radius: Tensor, reach: int) -> Tensor:
     Each time the image goes on beyond its border as its border's pixels, and is rounded to 8 bits, as Pillow's is:
     without that a weak blur would take up to 10 % more of an image's gradient energy than theirs.
     """
-    weights = (radius + 1 - torch.arange(reach + 1.0, device=x.device)).clamp_(0, 1) / (2 * radius + 1)
+    weights = (radius - torch.arange(-1.0, reach, device=x.device)).clamp_(0, 1) / (2 * radius + 1)
     own, *others = weights.split(1, -1)
     x = x * 255
     for dim, pad in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
