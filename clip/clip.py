@@ -88,7 +88,7 @@ def _choose_activation(checkpoint: Checkpoint, wanted: bool | None) -> bool:
     elif told is not None:
         log.info("%s (%s): %s, as %s says", path, form, ACTIVATION[told], told_by)
     else:
-        log.info("%s (%s): %s is assumed, for nothing beside it tells; weights trained with the plain GELU, as "
+        log.info("%s (%s): %s is assumed, as nothing beside it tells another; weights trained with the plain GELU, as "
                  "OpenCLIP's own, need MODEL.BACKBONE.QUICK_GELU False", path, form, ACTIVATION[True])
     return wanted if wanted is not None else told is not False
 

@@ -35,7 +35,7 @@ from benchmarks.scaling import measure_scaling
 
 from clip.model import PRECISIONS
 from clip.precision import choose_precision
-from trainers.build import choose_device
+from trainers.build import choose_device, processor
 from trainers.program import exit_with_message
 
 Case = tuple[str, Callable[[], Iterable[Row]]]  # its name, and what measures it
@@ -154,13 +154,6 @@ def describe_machine(device: torch.device) -> dict[str, object]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"date": datetime.date.today().isoformat(), "device": name, "kind": device.type,
             "system": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-def processor() -> str:
-    """The CPU's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def record_path(record: dict[str, object]) -> Path:

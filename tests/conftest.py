@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from clip.model import CLIP
 from clip.transformer import LayerNorm
+from tests.warm_start import Program
 from trainers.build import build_loaders, build_student, build_training
 from trainers.objective import Objective
 from trainers.state import Progress, Training
@@ -151,6 +152,22 @@ def prepare(root, make_clip, make_cfg):
                                objective=objective(criterion, cfg, CLASSNAMES))
 
     return prepare
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """launch(argument, …, before=FUNCTION, VARIABLE=value) → LaFTer.py in a process that is killed at the test's
+    end."""
+    programs = []
+
+    def launch(*arguments: str, before=None, **variables: str) -> Program:
+        programs.append(Program(tmp_path, arguments, variables, before))
+        return programs[-1]
+
+    yield launch
+    for program in programs:
+        program.process.kill()
+        program.process.join()
 
 
 @pytest.fixture

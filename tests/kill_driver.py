@@ -1,29 +1,21 @@
-"""Kills real runs of LaFTer.py and resumes them; a program of test_kill.py, which starts it as a process of its own.
-
-    python -m tests.kill_driver FOLDER TRAINER POINTS
-
-In FOLDER lie the inputs of `tiny_run`. Each run is a fork of this process, which has torch imported but has computed
-nothing, so that a start costs little. Prints JSON: the events at which runs were killed, and those at which they were
-asked to stop.
-"""
+"""Kills real runs of LaFTer.py and resumes them, each a process of its own, for test_kill.py."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import torchvision  # noqa: F401 - else every fork would import it anew
 
 import LaFTer
 import trainers.evaluation
 import trainers.text_classifier
 import trainers.training
 from tests import tiny_run
+from tests.warm_start import started
 from trainers.program import exit_with_message
 from utils.runs.checkpoint import find_latest, load_checkpoint
 from utils.runs.record import Run
@@ -84,36 +76,34 @@ class Events:
         setattr(owner, attribute, watched)
 
 
+def watched_run(folder: Path, trainer: str, name: str, last: int, signals: Sequence[int]) -> None:
+    """The program, told to go on where it stopped, in a process that gets `signals` at event `last`; leaves the events
+    in events.json if it comes to its end."""
+    with (folder / "output.txt").open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    events = Events(last, signals)
+    events.watch()
+    arguments = [*tiny_run.arguments(folder, name, trainer=trainer), "--resume", "auto"]
+    exit_with_message(lambda: LaFTer.main(arguments))
+    (folder / "events.json").write_text(json.dumps(events.names))
+
+
 def start(folder: Path, trainer: str, name: str, last: int = SURVIVES,
           signals: Sequence[int] = (signal.SIGKILL,)) -> tuple[int, list[str]]:
-    """Run the program in a fork that gets `signals` at event `last`; (its exit status, negative for a signal that
-    ended it, and, if it came to its end, the events)."""
-    report = folder / "events.json"
-    child = os.fork()
-    if not child:
-        with (folder / "output.txt").open("a") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        events = Events(last, signals)
-        events.watch()
-        arguments = [*tiny_run.arguments(folder, name, trainer=trainer), "--resume", "auto"]
-        try:
-            exit_with_message(lambda: LaFTer.main(arguments))
-        except SystemExit as end:
-            sys.stderr.flush()
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        report.write_text(json.dumps(events.names))
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status, json.loads(report.read_text()) if status == 0 else []
+    """(The run's exit status, negative for a signal that ended it; its events if it came to its end)."""
+    with started(watched_run, folder, trainer, name, last, signals) as process:
+        process.join(120)
+        status = process.exitcode
+    return status, json.loads((folder / "events.json").read_text()) if status == 0 else []
 
 
-def choose(names: list[str], count: int) -> list[int]:
-    """`count` events spread over the run, and the first and the last of every kind, one epoch's file for all."""
-    spread = {round(index * (len(names) - 1) / (count - 1)) for index in range(count)}
+def choose(names: list[str], part: int) -> list[int]:
+    """The first (`part` 0) or last (1) event of every kind that is no file's, and those before (0) or after (1) a file
+    is renamed, one epoch's file for all. Both parts together hold every kind."""
     kinds = {name for name in names if "epoch" not in name or "epoch0002" in name}
-    ends = {names.index(name) for name in kinds} | {len(names) - 1 - names[::-1].index(name) for name in kinds}
-    return sorted(spread | ends)
+    kinds -= {name for name in kinds if name.startswith(("after renaming", "before renaming")[part])}
+    return sorted([index for index, name in enumerate(names) if name == kind][-part] for kind in kinds)
 
 
 def kill(folder: Path, trainer: str, names: list[str], points: list[int], whole: tuple) -> None:
@@ -130,26 +120,25 @@ def kill(folder: Path, trainer: str, names: list[str], points: list[int], whole:
         finish(folder, trainer, name, whole, where)
 
 
-def interrupt(folder: Path, trainer: str, names: list[str], whole: tuple) -> list[str]:
-    """SIGTERM or Ctrl-C within the second epoch's steps, evaluation and saving, and within the text phase."""
-    steps = [index for index, name in enumerate(names) if name == "step"]
-    points = [steps[4], names.index("evaluation", steps[5]), names.index("writing", steps[5]),
-              names.index("text classifier")]
-    for point, number in zip(points, (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT)):
-        name, where = f"stopped at {point}", (point, names[point])
+def interrupt(folder: Path, trainer: str, names: list[str], number: int, kinds: Sequence[str], whole: tuple) -> None:
+    """SIGTERM or Ctrl-C at events of these kinds, within the second epoch's steps or at what follows them, if it does;
+    and Ctrl-C twice, which does not wait."""
+    step = [index for index, name in enumerate(names) if name == "step"][4]
+    for kind in kinds:
+        point = names.index(kind, step) if kind in names[step:] else names.index(kind)
+        name, where = f"stopped at {point}", (point, kind)
         run = tiny_run.run_folder(folder, name, trainer)
         status, _ = start(folder, trainer, name, point, (number,))
         assert status == 128 + number, (where, status)
         assert f"stopped by {signal.Signals(number).name}; the same command" in (folder / "output.txt").read_text()
-        expected = {"step": (1, 2), "evaluation": (1, 3), "writing": (2, 0)}.get(names[point])
+        expected = {"step": (1, 2), "evaluation": (1, 3), "writing": (2, 0)}.get(kind)
         if expected:  # (epochs done, batches done in the next): the step under way is finished
             state = load_checkpoint(find_latest(run), {})
             assert (state["epoch"], state["progress"]["step"]) == expected, where
         finish(folder, trainer, name, whole, where)
         assert not (run / "checkpoints" / "interrupted.pt").exists()
-    status, _ = start(folder, trainer, "at once", points[0], (signal.SIGINT, signal.SIGINT))
+    status, _ = start(folder, trainer, "at once", step, (signal.SIGINT, signal.SIGINT))
     assert status == -signal.SIGINT, status
-    return [names[point] for point in points]
 
 
 def finish(folder: Path, trainer: str, name: str, whole: tuple, where: tuple) -> None:
@@ -159,18 +148,3 @@ def finish(folder: Path, trainer: str, name: str, whole: tuple, where: tuple) ->
     assert status == 0, (where, (folder / "output.txt").read_text()[-3000:])
     tiny_run.assert_same(tiny_run.record(run), whole, str(where))
     assert not list(run.rglob("*.part")), where
-
-
-def main(folder: Path, trainer: str, count: int) -> None:
-    torch.set_num_threads(1)
-    status, names = start(folder, trainer, "whole")
-    assert status == 0, (folder / "output.txt").read_text()
-    whole = tiny_run.record(tiny_run.run_folder(folder, "whole", trainer))
-    points = choose(names, count)
-    kill(folder, trainer, names, points, whole)
-    stopped = interrupt(folder, trainer, names, whole)
-    sys.stdout.write(json.dumps({"killed": [names[point] for point in points], "stopped": stopped}) + "\n")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -19,6 +19,7 @@ from benchmarks.parts import (
     draw_photos,
     make_clip,
     make_step,
+    measure_apart,
     measure_pipeline,
     measure_step,
     measure_texts,
@@ -144,9 +145,7 @@ def test_the_pipelines_rows(tmp_path):
 
 def test_the_whole_benchmark_prints_tables_and_writes_a_record(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "BACKBONES", {"tiny": (32,)})
-    apart = benchmark.measure_apart  # of the first case; the others here, where no process need start
-    monkeypatch.setattr(benchmark, "measure_apart", lambda *settings: (
-        apart if settings[3] == CASES[0] else measure_step)(*settings))
+    monkeypatch.setattr(benchmark, "measure_apart", measure_step)  # a new process each would take seconds
     path = tmp_path / "deep" / "record.json"
     record = benchmark.main(["--backbones", "tiny", "--only", "step", "--batch", "4", "--repeats", "1", "--device",
                              "cpu", "--precision", "fp32", "--json", str(path)])
@@ -164,6 +163,11 @@ def test_the_whole_benchmark_prints_tables_and_writes_a_record(tmp_path, capsys,
     assert "| LayerNorm | GELU | attention | products |" in printed and record["left_out"] == []
     assert benchmark.record_path({"device": "Some (R) GPU @ 2", "date": "2000-01-02"}).as_posix().endswith(
         "configs/benchmarks/some-r-gpu-2-2000-01-02.json")
+
+
+def test_a_step_is_measured_in_a_process_of_its_own():
+    row = measure_apart("tiny", "fp32", 2, CASES[1], CPU, 1, "eager", False, False, 1)
+    assert (row["trainer"], row["mode"]) == CASES[1][:2] and row["images_per_s"] == pytest.approx(2 / row["seconds"])
 
 
 def test_the_scaling_table(tmp_path):

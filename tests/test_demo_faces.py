@@ -4,8 +4,7 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,10 @@ import pytest
 from PIL import Image
 
 from scripts.pretrain_demo.captions import NOUNS, PHRASES, caption
+from tests.warm_start import started
+from utils.config import load_config
+from utils.datasets import demo
+from utils.datasets.table import load_dataset
 from utils.demo.faces import EMOTIONS, PROTOTYPES, draw_dataset, draw_face, face_actions, sample_distribution
 from utils.demo.styles import COLOURS, DEMO, FAMILIES, PRETRAIN, sample_style
 from utils.errors import InputError
@@ -89,22 +92,26 @@ def test_drawn_folders_are_open_as_the_users_others_are(tmp_path):
     assert [modes[name] for name in ("demo", "demo/images", "demo/images/train")] == [0o750] * 3
 
 
+def first_run(place: Path, number: int) -> None:
+    """Draws once both have begun; leaves its numbers of images in a file."""
+    def small(root: Path) -> None:
+        (place / f"begun{number}").touch()
+        while len(list(place.glob("begun*"))) < 2:
+            time.sleep(0.01)
+        draw_dataset(root, train_per_class=30, test_per_class=2)
+
+    demo.draw_dataset = small
+    splits = load_dataset(load_config("demo", options=["DATASET.ROOT", str(place / "data")]))
+    (place / f"read{number}").write_text(f"{len(splits.train) + len(splits.val)} {len(splits.test)}")
+
+
 def test_two_first_runs_at_once(tmp_path):
-    """Both wait until both have begun; the slower one finds the faster one's faces and takes them."""
-    program = ("import pathlib, sys, time\nfrom utils.datasets import demo, table\n"
-               "from utils.config import load_config\n"
-               "draw, place = demo.draw_dataset, pathlib.Path(sys.argv[1])\n"
-               "def small(root):\n"
-               "    (place / ('begun' + sys.argv[2])).touch()\n"
-               "    while len(list(place.glob('begun*'))) < 2: time.sleep(0.01)\n"
-               "    draw(root, train_per_class=30, test_per_class=2)\n"
-               "demo.draw_dataset = small\n"
-               "splits = table.load_dataset(load_config('demo', options=['DATASET.ROOT', str(place / 'data')]))\n"
-               "print(len(splits.train) + len(splits.val), len(splits.test))\n")
-    started = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), number], cwd=DESCRIPTIONS.parents[2],
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in "12"]
-    for said, errors in [process.communicate(timeout=120) for process in started]:
-        assert said.split() == ["180", "12"], errors
+    """The slower one finds the faster one's faces and takes them."""
+    with started(first_run, tmp_path, 1) as one, started(first_run, tmp_path, 2) as two:
+        for process in (one, two):
+            process.join(120)
+    assert (one.exitcode, two.exitcode) == (0, 0)
+    assert [(tmp_path / f"read{number}").read_text() for number in (1, 2)] == ["180 12"] * 2
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["demo"]
 
 

@@ -102,7 +102,7 @@ def test_views_labels_loss_and_update_never_wait_for_the_gpu(build, gpu, trainer
         for parameter in training.parameters():
             parameter.grad = torch.empty_like(parameter)
         statistics = TrainingStatistics(training.model)
-        norms = update(training, statistics, cfg, 0.5, {})
+        norms = update(training, statistics, cfg, BATCH, BATCH - 1, {})
         statistics.add_step(0, BATCH, numbers, norms)
         assert {value.device.type for value in (*numbers.values(), *norms.values())} == {"cuda"}
         with pytest.raises(DataDependentOutputException):  # what asks for numbers would have been noticed

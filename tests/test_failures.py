@@ -18,7 +18,8 @@ import torch
 
 from tests import tiny_run
 from tests.test_engine import fit_in, timeless
-from tests.test_processes import PROJECT, ends, environment, start_two, wait_for
+from tests.test_processes import count_rows, ends, environment, start_two, wait_for
+from tests.warm_start import PROJECT, Program
 from trainers.objective import Objective
 from trainers.program import exit_with_message
 from trainers.state import tuned_state
@@ -143,18 +144,19 @@ def test_too_many_open_files_are_no_damaged_image(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def allow_few_files() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))
+
+
 @LINUX
-def test_a_run_with_too_few_open_files(tmp_path):
+def test_a_run_with_too_few_open_files(tmp_path, launch):
     tiny_run.make_inputs(tmp_path)
-    program = ("import resource, LaFTer, trainers.program\n"
-               "resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))\n"
-               "trainers.program.exit_with_message(LaFTer.main)\n")
     arguments = tiny_run.arguments(tmp_path, "x", "--workers", "2", "--batch_size", "2")
-    done = subprocess.run([sys.executable, "-c", program, *arguments], env=environment(), cwd=PROJECT,
-                          capture_output=True, text=True, timeout=120)
-    said = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and said.startswith("error: too many open files"), done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
+    ((status, said),) = ends([launch(*arguments, before=allow_few_files)])
+    assert status == 1 and said.strip().splitlines()[-1].startswith("error: too many open files"), said[-3000:]
+    assert "Traceback" not in said
 
 
 @LINUX
@@ -202,21 +204,19 @@ def test_what_was_trained_before_the_memory_ran_out_is_kept(prepare, tmp_path, t
     assert [timeless(row) for row in run.rows()] == [timeless(row) for row in whole_run.rows()][3:]
 
 
-def children(process: subprocess.Popen) -> list[int]:
+def children(process: Program) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 @LINUX
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_loader_process_that_is_killed_ends_the_run(tmp_path, processes):
+def test_a_loader_process_that_is_killed_ends_the_run(tmp_path, launch, processes):
     """The last one's of several: all end, one says why, and the run can go on."""
     tiny_run.make_inputs(tmp_path)
     arguments = tiny_run.arguments(tmp_path, "x", "--epochs", "2000", "--workers", "1")
-    started = start_two(*arguments) if processes == 2 else [subprocess.Popen(
-        [sys.executable, str(PROJECT / "LaFTer.py"), *arguments], env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True)]
+    started = start_two(launch, *arguments) if processes == 2 else [launch(*arguments)]
     run = tiny_run.run_folder(tmp_path, "x")
-    wait_for(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") > 2)
+    wait_for(lambda: count_rows(run) > 2)
     os.kill(children(started[-1])[0], signal.SIGKILL)
     ended = ends(started)
     said = "".join(err for _, err in ended)

@@ -24,7 +24,7 @@ def files(tmp_path_factory):
     sizes = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
     extras = {name: torch.tensor(size) for name, size in sizes.items()}
     torch.jit.script(as_module(state | extras)).save(str(folder / "archive.pt"))
-    draw_dataset(folder / "demo", train_per_class=2, test_per_class=1)
+    draw_dataset(folder / "demo", train_per_class=1, test_per_class=1)
     return folder
 
 
@@ -32,7 +32,7 @@ def files(tmp_path_factory):
 def test_a_few_steps(files, tmp_path, trainer, form):
     result = LaFTer.main([
         "--dataset-config-file", "demo", "--root", str(files), "--backbone", str(files / form), "--trainer", trainer,
-        "--output-dir", str(tmp_path), "--epochs", "1", "--batch_size", "6", "--txt_epochs", "5",
+        "--output-dir", str(tmp_path), "--epochs", "1", "--batch_size", "3", "--txt_epochs", "5",
         "--txt_cls", "cls_only", "--workers", "0", "TEXT.CACHE_DIR", str(tmp_path), "PICTURES", "False",
         "DATASET.VAL_FRACTION", "0"])
     kinds = {"LaFTer": {"prompts": 50 * 768}, "MultiLayerLaFTer": {"prompts": 4 * 16 * 768, "fusion": 8}}[trainer]

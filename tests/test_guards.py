@@ -8,8 +8,7 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ import LaFTer
 from tests import tiny_run
 from tests.conftest import note_gradients
 from tests.test_engine import fit_in
+from tests.warm_start import CONTEXT, started
 from trainers.evaluation import evaluate
 from trainers.objective import Objective
 from trainers.program import exit_with_message
@@ -30,9 +30,6 @@ from utils.runs.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from utils.runs.random_state import rng_state, seed_generators, set_rng_state
 from utils.runs.record import Run
 from utils.runs.signals import Interrupted, Interrupts
-
-PROJECT = Path(__file__).resolve().parent.parent
-
 
 # --- the disk and the folder ------------------------------------------------------------------------------------------
 
@@ -81,27 +78,20 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_later(tmp_path):
     tiny_run.assert_same(tiny_run.record(run), tiny_run.record(tiny_run.run_folder(tmp_path, "whole")))
 
 
-HOLDER = """import sys, time
-from pathlib import Path
-from utils.runs.record import Run
-run = Run(Path(sys.argv[1]))
-run.lock()
-print("locked", flush=True)
-time.sleep(60)
-"""
+def hold(folder: Path, locked) -> None:
+    run = Run(folder)
+    run.lock()
+    locked.set()
+    time.sleep(60)
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_processs_is_not(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], cwd=PROJECT, text=True,
-                              stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout.readline() == "locked\n"
+    locked = CONTEXT.Event()
+    with started(hold, tmp_path / "run", locked):
+        assert locked.wait(60)
         run = Run(tmp_path / "run")
         with pytest.raises(InputError, match="run is in use by a live process.*--exp-name"):
             run.lock(timeout=0.2)
-    finally:
-        holder.kill()
-        holder.communicate()
     assert (tmp_path / "run" / ".lock").exists() or os.name == "nt"
     run.lock(timeout=5)
     run.unlock()
@@ -213,7 +203,7 @@ def test_a_gradient_that_is_not_finite_stops_by_name(prepare, tmp_path):
         fit_in(tmp_path / "run", parts)
     message = str(caught.value)
     assert "the gradient of " in message and "epoch 1, step 3" in message and "learning rates: " in message
-    assert "root 0" in message and "adapter" in message and "--max-grad-norm" in message
+    assert "root 0" in message and "classifier" in message and "--max-grad-norm" in message
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

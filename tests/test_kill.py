@@ -2,56 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 import LaFTer
-from tests import tiny_run
+from tests import kill_driver, tiny_run
+from tests.test_processes import count_rows, wait_for
 from utils.runs.checkpoint import find_latest, load_checkpoint, saved_epochs
 from utils.runs.record import read_rows
 
-PROJECT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+KINDS = {"text phase", "text classifier", "step", "update", "evaluation", "writing", "row", "deletion"}
+FILES = {"epoch0002.pt", "best.pt", "images", "config.yaml", "split.json", "final.json"}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs fork and SIGKILL")
-@pytest.mark.parametrize("trainer", tiny_run.TRAINERS)
-def test_a_run_killed_anywhere_resumes_to_the_same_last_bit(tmp_path, trainer):
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.parametrize("trainer, part, number, stopped", [
+    ("LaFTer", 0, signal.SIGTERM, ["step", "writing"]),
+    ("MultiLayerLaFTer", 1, signal.SIGINT, ["step", "evaluation", "text classifier"])])
+def test_a_run_killed_anywhere_resumes_to_the_same_last_bit(tmp_path, trainer, part, number, stopped):
     tiny_run.make_inputs(tmp_path)
-    done = subprocess.run([sys.executable, "-m", "tests.kill_driver", str(tmp_path), trainer, "8"], cwd=PROJECT,
-                          env=ENVIRONMENT, capture_output=True, text=True, timeout=540)
-    assert done.returncode == 0, done.stderr[-3000:]
-    events = json.loads(done.stdout)
-    points = events["killed"]
-    assert len(points) >= 20 and events["stopped"] == ["step", "evaluation", "writing", "text classifier"]
-    assert {"text phase", "text classifier", "step", "update", "evaluation", "writing", "row", "deletion",
-            "before renaming epoch0002.pt", "after renaming epoch0002.pt", "after renaming best.pt",
-            "before renaming images", "after renaming images", "before renaming config.yaml",
-            "before renaming split.json", "before renaming final.json"} <= set(points)
+    status, names = kill_driver.start(tmp_path, trainer, "whole")
+    assert status == 0, (tmp_path / "output.txt").read_text()
+    whole = tiny_run.record(tiny_run.run_folder(tmp_path, "whole", trainer))
+    points = kill_driver.choose(names, part)
+    files = {f"{('before', 'after')[part]} renaming {name}" for name in FILES}
+    assert KINDS | files <= {names[point] for point in points}
+    kill_driver.kill(tmp_path, trainer, names, points, whole)
+    kill_driver.interrupt(tmp_path, trainer, names, number, stopped, whole)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a process group's signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_a_run_with_loader_processes(tmp_path, number):
+def test_a_signal_to_a_run_with_loader_processes(tmp_path, launch, number):
     """Ctrl-C reaches every process of the terminal, SIGTERM mostly the main one alone."""
     tiny_run.make_inputs(tmp_path)
     run = tiny_run.run_folder(tmp_path, "x")
-    process = subprocess.Popen([sys.executable, "LaFTer.py", *tiny_run.arguments(tmp_path, "x", "--workers", "2",
-                                                                                 "--epochs", "2000")],
-                               cwd=PROJECT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_bytes().count(b"\n") < 3:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    process = launch(*tiny_run.arguments(tmp_path, "x", "--workers", "2", "--epochs", "2000"))
+    wait_for(lambda: process.poll() is not None or count_rows(run) > 2)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate()
     assert process.returncode == 128 + number and f"stopped by {number.name}; the same command" in said
     assert "Traceback" not in said
     state = load_checkpoint(find_latest(run), {})

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,6 @@ from utils.demo.faces import draw_dataset
 from utils.errors import InputError
 from utils.runs.record import read_rows
 
-PROJECT = Path(__file__).resolve().parent.parent
 QUICK = ("--epochs", "2", "--batch_size", "12", "--lr", "0.001")
 
 
@@ -250,15 +246,15 @@ def test_bad_input_is_answered_by_one_line(root, tmp_path, arguments, words):
     assert message.startswith("error: ") and "\n" not in message and all(word in message for word in words), message
 
 
-def test_a_broken_image_in_a_loaders_process_is_named_on_the_last_line(root, tmp_path):
+def test_a_broken_image_in_a_loaders_process_is_named_on_the_last_line(root, tmp_path, launch):
     """As a user sees it: exit status 1, one line, no traceback."""
     shutil.copytree(root / "demo", tmp_path / "demo")
     victim = sorted((tmp_path / "demo" / "images" / "train").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:60])
-    command = [sys.executable, str(PROJECT / "LaFTer.py"), "--dataset-config-file", "demo", "--root", str(tmp_path),
-               "--output-dir", str(tmp_path / "out"), "--workers", "1", "--epochs", "1", "TEXT.SKIP", "True",
-               "TRAIN.SUPERVISION", "labels", "DATASET.VAL_FRACTION", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    message = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and message.startswith("error: 1 image cannot be read: ") and victim.name in message
-    assert "Traceback" not in done.stderr
+    broken = launch("--dataset-config-file", "demo", "--root", str(tmp_path), "--output-dir", str(tmp_path / "out"),
+                    "--workers", "1", "--epochs", "1", "TEXT.SKIP", "True", "TRAIN.SUPERVISION", "labels",
+                    "DATASET.VAL_FRACTION", "0")
+    _, said = broken.communicate()
+    message = said.strip().splitlines()[-1]
+    assert broken.returncode == 1 and message.startswith("error: 1 image cannot be read: ") and victim.name in message
+    assert "Traceback" not in said

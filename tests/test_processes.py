@@ -17,12 +17,12 @@ import torch
 
 import LaFTer
 from tests import tiny_run
+from tests.warm_start import PROJECT, Program
 from utils.data.loader import EpochSampler, build_loader
 from utils.errors import InputError
 from utils.runs.checkpoint import find_latest, load_checkpoint
 from utils.runs.record import read_rows
 
-PROJECT = Path(__file__).resolve().parent.parent
 MODES = {
     "LaFTer": ["PSEUDO_LABEL.TEACHER", "ema", "PSEUDO_LABEL.EMA_DECAY", "0.9", "OPTIM.ACCUMULATE", "2",
                "OPTIM.MAX_GRAD_NORM", "2.0"],
@@ -35,20 +35,25 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
 
 
-def start_two(*arguments: str, **options) -> list[subprocess.Popen]:
+def start_two(launch, *arguments: str) -> list[Program]:
     """Two processes of the program with the variables that torchrun sets; without its own process and its start."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, str(PROJECT / "LaFTer.py"), *arguments]
-    return [subprocess.Popen(command, env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
-                                                      MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    return [launch(*arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                   MASTER_PORT=port) for rank in range(2)]
 
 
-def ends(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
+def ends(processes: list[Program]) -> list[tuple[int, str]]:
     """(exit status, what was said) of each."""
-    return [(process.returncode, err) for process in processes for _, err in [process.communicate(timeout=240)]]
+    return [(process.returncode, err) for process in processes for _, err in [process.communicate()]]
+
+
+def torchrun(*arguments: str) -> list[tuple[int, str]]:
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(PROJECT / "LaFTer.py"), *arguments], env=environment(), capture_output=True, text=True,
+                          timeout=300)
+    return [(done.returncode, done.stderr)]
 
 
 def nearly(a: object, b: object) -> bool:
@@ -59,25 +64,26 @@ def nearly(a: object, b: object) -> bool:
 
 
 @pytest.mark.parametrize("trainer", MODES)
-def test_two_processes_do_what_one_does(tmp_path, trainer):
-    """Neither batches nor splits divide evenly: 7, 7 and 4 images, or 14 and 1, of which the second has none."""
+def test_two_processes_do_what_one_does(tmp_path, launch, trainer):
+    """Neither batches nor splits divide evenly: 7, 7 and 4 images, or 14 and 1, of which the second has none. One
+    trainer by torchrun itself."""
     tiny_run.make_inputs(tmp_path, train=6 if trainer == "LaFTer" else 7)
     LaFTer.main(tiny_run.arguments(tmp_path, "one", *MODES[trainer], trainer=trainer))
     command = tiny_run.arguments(tmp_path, "two", *MODES[trainer], trainer=trainer)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           str(PROJECT / "LaFTer.py"), *command], env=environment(), capture_output=True, text=True,
-                          timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = torchrun(*command) if trainer == "LaFTer" else ends(start_two(launch, *command))
+    said = "".join(err for _, err in ended)
+    assert not any(status for status, _ in ended), said[-3000:]
     one, two = (tiny_run.record(tiny_run.run_folder(tmp_path, name, trainer)) for name in ("one", "two"))
     for state in (one[2], two[2]):
         del state["rng"]
     for a, b, part in zip(one, two, ("final", "rows", "checkpoint")):
         tiny_run.assert_same(a, b, part, nearly)
-    assert done.stderr.count("epoch 4/4: loss") == 1  # one of them speaks
+    assert said.count("epoch 4/4: loss") == 1  # one of them speaks
     folder = str(tiny_run.run_folder(tmp_path, "two", trainer))
-    for status, said in ends(start_two("--eval-only", "--model-dir", folder, "--device", "cpu")):
+    for status, said in ends(start_two(launch, "--eval-only", "--model-dir", folder, "--device", "cpu")):
         assert status == 0, said
-    (again,) = Path(folder).glob("eval_*.json")
+    (again,), (page,) = Path(folder).glob("eval_*.json"), Path(folder).glob("eval_*.html")
+    assert page.read_text(encoding="utf-8").count("<article") >= 9
     scored = json.loads(again.read_text(encoding="utf-8"))["splits"]
     tiny_run.assert_same({split: scored[split]["tuned"] for split in scored},
                          {split: one[1][-1][split] for split in scored}, "again", nearly)
@@ -103,42 +109,41 @@ def test_shards_of_every_batch_make_the_whole_epoch_once():
         build_loader([], {}, 3, 0, shard=(0, 4))
 
 
-def test_bad_input_in_one_process_ends_all_with_one_message(tmp_path):
+def test_bad_input_in_one_process_ends_all_with_one_message(tmp_path, launch):
     tiny_run.make_inputs(tmp_path)
     for victim in (tmp_path / "data" / "train" / "green").iterdir():
         victim.write_bytes(victim.read_bytes()[:200])
     arguments = tiny_run.arguments(tmp_path, "x", "TEXT.SKIP", "True", "TRAIN.SUPERVISION", "labels")
-    (first, said), (second, echoed) = ends(start_two(*arguments))
+    (first, said), (second, echoed) = ends(start_two(launch, *arguments))
     assert (first, second) == (1, 1)
     assert (said + echoed).count("error: ") == (said + echoed).count("error: 6 images cannot be read: ") == 1
     assert "Traceback" not in said + echoed
 
 
-def test_what_all_meet_before_they_can_talk_is_said_once(tmp_path):
-    (first, said), (second, echoed) = ends(start_two("--dataset-config-file", "folder", "OPTIM.LR", "-1"))
+def test_what_all_meet_before_they_can_talk_is_said_once(launch):
+    (first, said), (second, echoed) = ends(start_two(launch, "--dataset-config-file", "folder", "OPTIM.LR", "-1"))
     assert (first, second) == (1, 1)
     assert said.startswith("error: ") and "OPTIM.LR" in said and not echoed
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_a_process_that_dies_does_not_leave_the_other_hanging(tmp_path):
+def test_a_process_that_dies_does_not_leave_the_other_hanging(tmp_path, launch):
     tiny_run.make_inputs(tmp_path)
-    processes = start_two(*tiny_run.arguments(tmp_path, "x", "--epochs", "2000"))
-    metrics = tiny_run.run_folder(tmp_path, "x") / "metrics.jsonl"
-    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 1)
+    processes = start_two(launch, *tiny_run.arguments(tmp_path, "x", "--epochs", "2000"))
+    wait_for(lambda: count_rows(tiny_run.run_folder(tmp_path, "x")) > 1)
     processes[1].send_signal(signal.SIGKILL)
     (status, said), _ = ends(processes)
     assert status == 1 and "error: another process of this run has ended" in said and "Traceback" not in said
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGTERM")
-def test_a_signal_stops_all_processes_after_the_same_step_and_saves(tmp_path):
+def test_a_signal_stops_all_processes_after_the_same_step_and_saves(tmp_path, launch):
     """As torchrun passes SIGTERM on, to all."""
     tiny_run.make_inputs(tmp_path)
     arguments = tiny_run.arguments(tmp_path, "x", "--epochs", "2000")
     run = tiny_run.run_folder(tmp_path, "x")
-    processes = start_two(*arguments)
-    wait_for(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") > 1)
+    processes = start_two(launch, *arguments)
+    wait_for(lambda: count_rows(run) > 1)
     for process in processes:
         process.send_signal(signal.SIGTERM)
     (first, said), (second, _) = ends(processes)
@@ -146,6 +151,12 @@ def test_a_signal_stops_all_processes_after_the_same_step_and_saves(tmp_path):
     assert not (run / "final.json").exists()
     state = load_checkpoint(find_latest(run), {})
     assert state["epoch"] >= len(read_rows(run / "metrics.jsonl")) - 2
+
+
+def count_rows(run: Path) -> int:
+    """Of the epochs that it has written down."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def wait_for(condition) -> None:

@@ -66,22 +66,37 @@ def test_the_configurations_keep_the_published_step_of_50_images(trainer, backbo
     assert images_per_step(cfg) == 50 and at_a_time == cfg.DATALOADER.TRAIN_X.MICRO_BATCH
 
 
-@pytest.mark.parametrize("resolution, mode, last", [(224, "append", 257 + 64), (336, "replace", 577 + 16)])
-def test_a_step_of_the_full_size_tower(make_cfg, resolution, mode, last):
-    """Random weights, one image: every declared parameter gets a finite gradient, and a step changes the prompts."""
-    cfg = make_cfg({"MULTI_LAYER_PROMPT.MODE": mode, "OPTIM.LR_SCHEDULER": "none"})
-    clip_model = build_model(cheap_state(resolution)).requires_grad_(False)
+def take_step(cfg, state: dict[str, torch.Tensor], resolution: int) -> tuple[dict, list, list]:
+    """One image of random pixels: (gradients by name, the prompts before a step, and after it)."""
+    clip_model = build_model(state).requires_grad_(False)
     model = MultiLayerLaFTer(clip_model, torch.randn(8, 768) * 0.1, 8, cfg)
     optimizer, _, _ = setup_lafter_training_utils(training_settings(cfg), model)
     lengths = []
     clip_model.visual.transformer.resblocks[23].register_forward_hook(lambda _, args, __: lengths.append(args[0].shape))
     prediction = model(torch.randn(1, 3, resolution, resolution))
-    assert lengths == [(1, last, 1024)]
+    grid, prompts = resolution // 14, 16 * (4 if cfg.MULTI_LAYER_PROMPT.MODE == "append" else 1)
+    assert lengths == [(1, 1 + grid ** 2 + prompts, 1024)]
     assert prediction.logits.shape == (1, 8) and prediction.stage_features.shape == (4, 1, 768)
     F.cross_entropy(prediction.logits, torch.tensor([3])).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert set(gradients) == set(model.parameter_kinds())
-    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+    assert set(gradients) == set(model.parameter_kinds()) and all(grad is not None for grad in gradients.values())
     before = [prompt.detach().clone() for prompt in model.multi_prompts]
     optimizer.step()
-    assert all(not torch.equal(prompt, old) for prompt, old in zip(model.multi_prompts, before))
+    return gradients, before, list(model.multi_prompts)
+
+
+def test_a_step_of_the_full_size_tower(make_cfg):
+    """Every declared parameter gets a finite gradient, and a step changes the prompts."""
+    cfg = make_cfg({"MULTI_LAYER_PROMPT.MODE": "append", "OPTIM.LR_SCHEDULER": "none"})
+    gradients, before, after = take_step(cfg, cheap_state(224), 224)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert all(not torch.equal(prompt, old) for prompt, old in zip(after, before))
+
+
+def test_a_step_at_336_px(make_cfg):
+    """Of the shapes alone: the numbers take ten seconds."""
+    cfg = make_cfg({"MULTI_LAYER_PROMPT.MODE": "replace", "OPTIM.LR_SCHEDULER": "none"})
+    with torch.device("meta"):
+        state = {name: torch.empty_like(tensor) for name, tensor in CLIP(768, 336, 24, 1024, 14, 0, 49_408, 768, 12,
+                                                                         12).state_dict().items()}
+        take_step(cfg, state, 336)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import logging
 import platform
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,7 @@ from utils.utils import Tunable, setup_lafter_training_utils
 
 from . import distributed
 from .cuda_graph import StepGraphs
+from .image_weights import build_weights
 from .LaFTer import LaFTer, token_prompts
 from .LaFTer_multilayer import MultiLayerLaFTer
 from .state import Training
@@ -92,12 +95,21 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def environment(clip_model: CLIP) -> dict[str, object]:
-    """What a reader needs to repeat the run's numbers."""
+    """What a reader needs to repeat the run's numbers, and when and on what they were made."""
     device = clip_model.visual.proj.device
-    return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"date": now, "python": platform.python_version(), "torch": torch.__version__,
+            "system": platform.platform(), "processor": processor(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "precision": clip_model.precision,
             "threads": torch.get_num_threads()}
+
+
+def processor() -> str:
+    """The CPU's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 # Compiling takes about a minute; it pays beyond so much work, in FLOP. On a CPU it saved nothing measurable (ViT-B/32,
@@ -244,7 +256,8 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, text: TextPha
              f": {batches} times {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
-        teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
+        teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY,
+                          cfg.PSEUDO_LABEL.CALIBRATION, cfg.PSEUDO_LABEL.PRIOR, build_weights(cfg))
     scaler = torch.amp.GradScaler(model.adapter.weight.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
     training = Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump(),
                         interrupts or Interrupts(), references=text.references, unreadable=list(text.unreadable))

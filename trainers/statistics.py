@@ -162,18 +162,23 @@ class TrainingStatistics:
         return {"images": dict(distributed.add_up(distributed.gather(dict(self.images)))), "steps": dict(self.steps)}
 
 
-COUNTS = ("known", "right")  # among a batch's numbers; the others are means over its images
+COUNTS = ("known", "right", "right_uncalibrated", "weight")  # sums in a batch's numbers; the others are means over it
 
 
 @torch.no_grad()
 def batch_numbers(losses: dict[str, Tensor], batch: dict[str, Tensor], pseudo_labelled: bool) -> dict[str, Tensor]:
     """What `TrainingStatistics` keeps of a batch: the loss and its parts, means over its images; and, where a teacher
-    `pseudo_labelled` it, how many of its `target`s [batch] are the true labels, as far as those are known."""
+    `pseudo_labelled` it, how many of its `target`s [batch] are the true labels, as far as those are known, and how many
+    would be without calibration."""
     numbers = {"loss": sum(losses.values()), **losses}
     if pseudo_labelled:
         known = batch["label"] != UNKNOWN
-        right = (batch["target"] == batch["label"]) & known
-        numbers |= {"known": known.sum(dtype=torch.float32), "right": right.sum(dtype=torch.float32)}
+        kinds = {"right": "target", "right_uncalibrated": "uncalibrated"}
+        numbers |= {"known": known.sum(dtype=torch.float32), **{
+            name: ((batch[column] == batch["label"]) & known).sum(dtype=torch.float32)
+            for name, column in kinds.items() if column in batch}}
+    if "weight" in batch:
+        numbers["weight"] = batch["weight"].sum()
     return numbers
 
 
@@ -181,9 +186,12 @@ def summarise_training(sums: dict[str, dict[str, float]], model: Tunable) -> dic
     """An epoch's row of the record from `TrainingStatistics.totals`: the means over the images of the loss and its
     parts; over the steps that were taken the mean norm of the gradient and, as `gradient_norms`, per kind a list over
     the stages, or of one value (None where nothing trained); `skipped_steps`, how many fp16's scaler left out, if
-    any; where known, the pseudo-labels' accuracy."""
+    any; where known, the pseudo-labels' accuracy, and what it would be without calibration; the mean weight of the
+    images, where they are weighted."""
     images, steps = dict(sums["images"]), dict(sums["steps"])
-    count, known, right = (images.pop(name, 0) for name in ("images", "known", "right"))
+    count, known, right, plain = (images.pop(name, None) for name in ("images", "known", "right", "right_uncalibrated"))
+    if "weight" in images:
+        images["pseudo_label_weight"] = images.pop("weight")
     taken = steps.get("taken", 0)
     row: dict[str, object] = {name: total / count for name, total in images.items()}
     if taken:
@@ -192,6 +200,8 @@ def summarise_training(sums: dict[str, dict[str, float]], model: Tunable) -> dic
         row["skipped_steps"] = int(steps["skipped_steps"])
     if known:
         row["pseudo_label_accuracy"] = right / known
+        if plain is not None:
+            row["pseudo_label_accuracy_uncalibrated"] = plain / known
     kinds, stages = kinds_and_stages(model)
     row["gradient_norms"] = {}
     for kind in dict.fromkeys(kinds.values()):

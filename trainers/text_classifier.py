@@ -16,6 +16,7 @@ from utils.data.images import summarise_unreadable
 from utils.data.items import Splits
 from utils.data.loader import ViewLoader
 from utils.metrics import one_sided, score
+from utils.report.tables import METHODS
 from utils.utils import setup_text_training_utils
 
 from .distributed import bar_settings
@@ -42,7 +43,7 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
                                label_smoothing=cfg.TEXT.LABEL_SMOOTHING)
     optimizer, scheduler, criterion = setup_text_training_utils(settings, head)
     features, labels = texts.features.to(device), texts.labels.to(device)
-    for _ in trange(cfg.TEXT.EPOCHS, desc="text classifier", leave=False, **bar_settings()):
+    for _ in trange(cfg.TEXT.EPOCHS, desc="text phase", leave=False, **bar_settings()):
         noise = cfg.TEXT.NOISE_STD * torch.randn_like(features)
         loss = criterion(head(features + noise), labels)
         optimizer.zero_grad()
@@ -86,7 +87,7 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
             metrics = score(probabilities, outputs["labels"], outputs.get("distributions"), reference)
             result.metrics[split][name] = metrics
             if "top1" in metrics:
-                log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
+                log.info("%s, %s: %.1f %%", METHODS[name], split, 100 * metrics["top1"])
         if (label := one_sided(metrics)) is not None:
             log.warning("%s: the classifier that labels the images predicts nearly all of them as %s", split,
                         splits.classnames[label])

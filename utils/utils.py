@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 
 from torch import nn, optim
@@ -278,6 +278,16 @@ def setup_text_training_utils(args: object, model: nn.Module) -> TrainingUtils:
     return _setup("text phase", head_parameters(model), settings)
 
 
+def spoken(kind: str) -> str:
+    """What people are told for one of KINDS: one word for one thing."""
+    return "classifier" if kind == "adapter" else kind
+
+
+def tell_counts(counts: Mapping[str, int]) -> str:
+    """Numbers of parameters by kind, in words."""
+    return ", ".join(f"{spoken(kind)} {count:,}" for kind, count in counts.items())
+
+
 def _setup(phase: str, trainable: Trainable, settings: TrainingSettings) -> TrainingUtils:
     optimizer = build_optimizer(trainable, settings)
     scheduler, what = build_scheduler(optimizer, settings)
@@ -285,5 +295,5 @@ def _setup(phase: str, trainable: Trainable, settings: TrainingSettings) -> Trai
     for parameter, kind in trainable.values():
         counts[kind] += parameter.numel()
     log.info("%s: %s with %s (scheduler %s); it trains %s", phase, type(optimizer).__name__, what,
-             settings.scheduler, ", ".join(f"{kind} {count:,}" for kind, count in counts.items()))
+             settings.scheduler, tell_counts(counts))
     return optimizer, scheduler, nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, words
 from .images import AS_SEEN, Decoding, image_shape, summarise_unreadable
 from .views import WeakView
 
@@ -59,7 +59,7 @@ class CacheFile:
         except FileNotFoundError:  # another run has just deleted it
             return None
         except (ValueError, LookupError, OSError, EOFError) as error:
-            log.warning("the image cache %s is damaged (%s): decoding its images anew", path, error)
+            log.warning("the image cache %s is damaged (%s): decoding its images anew", path, words(error, path))
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
