@@ -99,7 +99,9 @@ def event(name: str, *around: str) -> SimpleNamespace:
     (["aten::mm", "MmBackward0"], "products"), (["aten::addmm", "aten::linear"], "products"),
     (["aten::mkldnn_convolution"], "products"), (["aten::copy_", "aten::_to_copy", "aten::to"], "copies, casts"),
     (["aten::add_"], "sums"), (["aten::mul", "Optimizer.step#AdamW.step"], "optimiser, norms"),
-    (["aten::index", "aten::where"], REST)])
+    (["aten::index", "aten::where"], REST),
+    (["aten::empty", "Torch-Compiled Region: 0/0"], "fused by the compiler"),
+    (["triton_poi_fused_add_0"], "fused by the compiler")])
 def test_kinds_of_work(names, kind):
     assert kind_of(event(*names)) == kind
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 # kinds of work by the names of operators and of the autograd functions around them: the first that fits counts
 KINDS = {
-    "fused by the compiler": r"triton|CompiledFxGraph|CompiledFunction|inductor",
+    "fused by the compiler": r"triton|Compiled|inductor",
     "optimiser, norms": r"Optimizer|_foreach|_fused_adam|vector_norm",
     "LayerNorm": r"layer_?norm",
     "GELU": r"gelu|sigmoid",

@@ -47,7 +47,7 @@ SIZES = {
         ("ViT-B/32", ("bf16",), PLAIN, False), ("ViT-B/16", ("bf16",), PLAIN, False),
         ("ViT-L/14", ("bf16",), PLAIN, True), ("ViT-B/32", ("bf16",), COMPILED, False),
         ("ViT-B/32", ("fp32",), PLAIN, False), ("ViT-B/16", ("bf16",), COMPILED, False))),
-    "small": Size("tiny", 7, False, tuple(PRECISIONS), (40, 20), (*SHORT, "--epochs", "2"), (*SHORT, "--epochs", "4"), (
+    "small": Size("tiny", 7, False, tuple(PRECISIONS), (20, 10), (*SHORT, "--epochs", "2"), (*SHORT, "--epochs", "4"), (
         ("ViT-B/32", ("fp32", "bf16"), ("eager",), False),)),
     "tiny": Size("tiny", 4, False, ("fp32", "bf16"), (3, 1), (*SHORT, "--epochs", "2"), (*SHORT, "--epochs", "2"), (
         ("tiny", ("fp32",), ("eager",), False),)),
