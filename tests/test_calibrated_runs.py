@@ -75,14 +75,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, mode, 
     assert "% (uncalibrated " in log
 
 
-def test_two_processes_calibrate_as_one_does(tmp_path):
+def test_two_processes_calibrate_as_one_does(tmp_path, launch):
     """Batches of 25 images do not divide evenly, nor do those that cannot be read."""
     tiny_run.make_inputs(tmp_path, train=41)
     damage(tmp_path)
     options = [*SETTINGS["std"], "--batch_size", "25", "DATALOADER.ON_ERROR", "skip",
                "PSEUDO_LABEL.WEIGHT", "confidence", "PSEUDO_LABEL.FAIRNESS", "0.5"]
     LaFTer.main(tiny_run.arguments(tmp_path, "one", *options))
-    for status, said in ends(start_two(*tiny_run.arguments(tmp_path, "two", *options))):
+    for status, said in ends(start_two(launch, *tiny_run.arguments(tmp_path, "two", *options))):
         assert status == 0, said
     one, two = (tiny_run.record(tiny_run.run_folder(tmp_path, name)) for name in ("one", "two"))
     tables = [state["teacher"]["logits"].pop("rows") for *_, state in (one, two)]
