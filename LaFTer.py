@@ -27,10 +27,13 @@ from trainers.build import (
     load_clip,
     prepare_blocks,
 )
+from trainers.calibration import check_calibration
 from trainers.checks import check_inputs, check_training
-from trainers.evaluation import evaluate, predict
+from trainers.evaluation import predict, score_split
 from trainers.objective import Objective, generated_distributions
-from trainers.predict import find_files, predict_files, read_run, restore, write_predictions
+from trainers.pages import show_files, show_split
+from trainers.precision import settle_precision, suggest_precision
+from trainers.predict import check_calibrated, find_files, predict_files, read_run, restore, write_predictions
 from trainers.program import exit_with_message
 from trainers.state import Training
 from trainers.text_classifier import TextPhase, text_phase
@@ -43,12 +46,12 @@ from utils.datasets.table import load_dataset
 from utils.errors import InputError
 from utils.flags import Flags, parse_flags
 from utils.report.pictures import choose_items, draw_predictions
-from utils.results import format_summary
+from utils.results import format_metrics, format_summary
 from utils.runs.checkpoint import drop_later, find_checkpoint, find_latest, keep_best
 from utils.runs.identity import Identity, changed_settings, describe_data, identify, read_identity, recorded_splits
 from utils.runs.logs import collect_logs, start_logging
 from utils.runs.random_state import seed_generators
-from utils.runs.record import Run, run_folder, write_text
+from utils.runs.record import Run, backbone_label, run_folder, write_text
 from utils.runs.settings import settings_label
 from utils.runs.signals import Interrupts
 from utils.utils import Tunable
@@ -102,6 +105,8 @@ def train_run(cfg: CfgNode, interrupts: Interrupts) -> dict:
     run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
     try:
         run.lock()
+        source = run.folder if cfg.RESUME in ("", "auto") else find_checkpoint(Path(cfg.RESUME)).parent.parent
+        cfg = settle_precision(cfg, source)
         identity = identify(cfg, splits)
         run.check(identity)
         with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
@@ -138,7 +143,10 @@ def record_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, i
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, clip_model: CLIP,
                identity: Identity) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
-    generated_distributions(cfg, splits.classnames)  # what is wrong with them is told before hours of work
+    generated_distributions(cfg, splits.classnames)  # what is wrong is told before hours of work
+    if cfg.TRAIN.SUPERVISION == "pseudo" and not cfg.TRAIN.SKIP:
+        check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, len(splits.train), len(splits.classnames),
+                          cfg.PSEUDO_LABEL.PRIOR)
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
     with distributed.one_first():
         loaders = build_loaders(cfg, read, clip_model.visual.input_resolution, clip_model.visual.proj.device)
@@ -156,11 +164,11 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
 
     model = build_student(cfg, clip_model, text.classifier, len(splits.classnames), loaders["plain"])
     result["parameters"] = count_parameters(model)
-    log.info("trained parameters: %s", ", ".join(f"{kind} {count:,}" for kind, count in result["parameters"].items()))
-    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
               "classnames": splits.classnames, "dataset": identity.dataset}
+    suggest_precision(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
     training, criterion = build_training(cfg, clip_model, model, text, agreed, interrupts)
+    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH, loaders["train"])
     if cfg.RESUME:
         resume(cfg, training, run, identity)
     training.share()
@@ -214,14 +222,14 @@ def resume(cfg: CfgNode, training: Training, run: Run, identity: Identity) -> No
 def evaluate_run(cfg: CfgNode, flags: Flags) -> dict:
     """Score a run's model on the data set's validation and test splits.
 
-    Writes eval_<dataset>_epoch<N>.json into the run; where the model is asked with another precision or size than it
-    was trained with, the settings stand in the file and in its name.
+    Writes eval_<dataset>_epoch<N>.json into the run, and a page of the test images beside it; where the model is asked
+    with another precision or size than it was trained with, the settings stand in the file and in its name.
     """
     folder = Path(flags.model_dir)
     check_inputs(cfg)
     with collect_logs() as messages, distributed.one_first():
         splits = load_dataset(cfg)
-    run, expected = read_identity(folder), {}
+    cfg, run, expected = settle_precision(cfg, folder), read_identity(folder), {}
     if (recorded := recorded_splits(folder, run, splits, cfg)) is not None:
         splits, expected["dataset"] = recorded, run.dataset
     with start_logging(folder, messages, distributed.is_main()):
@@ -231,40 +239,60 @@ def evaluate_run(cfg: CfgNode, flags: Flags) -> dict:
         with distributed.one_first():
             clip_model = load_clip(cfg)
         model = restore(cfg, clip_model, state)
-        scored = dataclasses.replace(splits, train=[])  # no training image is read
+        held_out = dataclasses.replace(splits, train=[])  # no training image is read
         with distributed.one_first():
-            loaders = build_loaders(cfg, scored, clip_model.visual.input_resolution, clip_model.visual.proj.device)
+            loaders = build_loaders(cfg, held_out, clip_model.visual.input_resolution, clip_model.visual.proj.device)
         evaluation = {split: loaders[split] for split in ("val", "test") if split in loaders}
+        scored = {split: score_split(model, loader, split) for split, loader in evaluation.items()}
         result = {"dataset": splits.name, "epoch": state["epoch"], "classnames": splits.classnames,
-                  "data": describe_data(splits), "weights": state["clip_hash"], "changed": changed, "splits": {
-                      split: {"tuned": metrics} for split, metrics in evaluate(model, evaluation).items()}}
+                  "data": describe_data(splits), "weights": state["clip_hash"], "changed": changed,
+                  "splits": {split: {"tuned": metrics} for split, (metrics, _) in scored.items()}}
+        log.info(format_summary(result))
         if distributed.is_main():
             told = re.findall("[0-9a-z]+", str({key.split(".")[1]: here for key, (_, here) in changed.items()}).lower())
             path = folder / f"{'_'.join(['eval', splits.name, 'epoch' + str(state['epoch']), *told])}.json"
             write_text(path, json.dumps(result, indent=2) + "\n")
-        log.info(format_summary(result))
+            if "test" in scored:
+                metrics, outputs = scored["test"]
+                show_split(path.with_suffix(".html"), splits, loaders["test"], outputs,
+                           f"{describe_run(cfg, state['epoch'])}: {format_metrics(metrics)}")
     return result
 
 
+def describe_run(cfg: CfgNode, epoch: int) -> str:
+    """Which model it is, in a line."""
+    return f"{cfg.TRAINER.NAME}, {backbone_label(cfg.MODEL.BACKBONE.NAME)}, epoch {epoch}"
+
+
 def predict_run(cfg: CfgNode, flags: Flags) -> dict:
-    """A run's predictions of one's own images: predictions.csv and .jsonl, in its folder if not in --predict-out."""
+    """A run's predictions of one's own images: predictions.csv, .jsonl and .html, in its folder if not in
+    --predict-out."""
     folder = Path(flags.model_dir)
+    cfg = settle_precision(cfg, folder)
     out = Path(flags.predict_out) if flags.predict_out else folder
     with collect_logs() as messages:
         files = find_files(Path(flags.predict))
     state = read_run(folder, flags.load_epoch, cfg)
+    check_calibrated(cfg, len(files), len(state["classnames"]), flags.calibrate)
     with start_logging(folder, messages):
         changed_settings(read_identity(folder), cfg)
         model = restore(cfg, load_clip(cfg), state)
-        rows = list(predict_files(model, files, state["classnames"], cfg))
+        rows, thumbnails = zip(*predict_files(model, files, state["classnames"], cfg, flags.calibrate))
         failed = sum("error" in row for row in rows)
-        table, lines = write_predictions(rows, state["classnames"], out)
-        log.info("%d images predicted with epoch %d, %d could not be read; %s, %s", len(rows) - failed, state["epoch"],
-                 failed, table, lines)
+        paths = [*write_predictions(rows, state["classnames"], out), out / "predictions.html"]
+        show_files(paths[-1], rows, thumbnails, state["classnames"], Path(flags.predict).resolve().name,
+                   describe_run(cfg, state["epoch"]))
+        log.info("%d images predicted with epoch %d, %d could not be read; %s", len(rows) - failed, state["epoch"],
+                 failed, ", ".join(map(str, paths)))
+        if flags.calibrate:
+            log.info("calibrated by these images (%s): %d of them would be of another class otherwise",
+                     flags.calibrate, sum(row.get("uncalibrated", row.get("prediction")) != row.get("prediction")
+                                          for row in rows))
     if failed == len(rows):
-        raise InputError(f"none of the {failed} images could be read; {table} says why of each. The first: "
+        raise InputError(f"none of the {failed} images could be read; {paths[0]} says why of each. The first: "
                          f"{rows[0]['error']}")
-    return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(table), str(lines)]}
+    check_calibrated(cfg, len(rows) - failed, len(state["classnames"]), flags.calibrate)  # else they are as ever
+    return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(path) for path in paths]}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from .checkpoint import ARCHIVE, Checkpoint, read_checkpoint, weights_hash
 from .errors import ClipError
 from .model import CLIP, Source, build_model
 from .model_config import CLIP_MEAN, CLIP_STD
+from .precision import choose_precision
 
 if TYPE_CHECKING:
     from torchvision import transforms
@@ -53,7 +54,8 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_
     """A CLIP in evaluation mode and the transform for its images.
 
     `name_or_path` is one of `available_models()`, downloaded once to `download_root` (~/.cache/clip), or a
-    checkpoint: a file or a folder, in any form that `read_checkpoint` knows. `precision`: fp32, fp16 or bf16.
+    checkpoint: a file or a folder, in any form that `read_checkpoint` knows. `precision`: fp32, fp16, bf16, or auto,
+    which is bf16 where the device multiplies it fast, else fp32.
     `image_size` in pixels, if not the checkpoint's. `quick_gelu=False` is for weights trained with the plain GELU,
     as OpenCLIP's own are; None takes what the checkpoint tells, else QuickGELU, and a line of the log says which.
     The model's `source` tells where its weights come from. Raises FileNotFoundError for a missing file, ClipError
@@ -71,6 +73,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_
     if not model.has_text:
         log.warning("%s is an image tower without a text tower: the text phase, zero-shot and label-free "
                     "pseudo-labels need DATASET.TEXT_FEATURES", path)
+    precision = choose_precision(torch.device(device)) if precision == "auto" else precision
     return model.set_precision(precision).to(device), image_transform(model.visual.input_resolution, mean, std)
 
 
@@ -85,7 +88,7 @@ def _choose_activation(checkpoint: Checkpoint, wanted: bool | None) -> bool:
     elif told is not None:
         log.info("%s (%s): %s, as %s says", path, form, ACTIVATION[told], told_by)
     else:
-        log.info("%s (%s): %s is assumed, for nothing beside it tells; weights trained with the plain GELU, as "
+        log.info("%s (%s): %s is assumed, as nothing beside it tells another; weights trained with the plain GELU, as "
                  "OpenCLIP's own, need MODEL.BACKBONE.QUICK_GELU False", path, form, ACTIVATION[True])
     return wanted if wanted is not None else told is not False
 

@@ -114,6 +114,11 @@ class CLIP(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.visual.conv1.weight.dtype
 
+    @property
+    def precision(self) -> str:
+        """`fp32`, `fp16` or `bf16`: that of the image tower."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Images [batch, 3, r, r], normalised → features [batch, embed_dim], not normalised."""
         return self.visual(images)

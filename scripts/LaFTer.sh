@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # LaFTer: zero-shot, the text classifier, then prompts tuned on its pseudo-labels, without labels.
 # --skip_finetune stops after the text classifier. Staged prompts: LaFTer_MultiPrompt.
+# It sets --resume auto alone; all else is as the data set's YAML and the defaults have it.
 #     scripts/LaFTer.sh [DATA SET] [FLAGS of LaFTer.py] [KEY VALUE ...]
 #     scripts/LaFTer.sh demo --epochs 3
 #     scripts/LaFTer.sh emotion6 --root DATA --skip_finetune

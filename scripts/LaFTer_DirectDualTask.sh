@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Direct dual task: the class and the emotion distribution together, on true labels, without the text phase.
 # It needs no text tower. Staged prompts: --multi_layer_prompt.
+# It sets --direct_dualtask (which takes the true labels), --scheduler none (a constant learning rate) and
+# --resume auto.
 #     scripts/LaFTer_DirectDualTask.sh [DATA SET] [FLAGS of LaFTer.py] [KEY VALUE ...]
 #     scripts/LaFTer_DirectDualTask.sh emotion6 --root DATA --epochs 20
 #     scripts/LaFTer_DirectDualTask.sh emotion6 --backbone weights/vitb16_image_int8.pt INPUT.SIZE 112

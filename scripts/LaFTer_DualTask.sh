@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Dual task: the class and the emotion distribution together, on true labels, after the text phase.
 # Staged prompts: --multi_layer_prompt. Label-free: TRAIN.SUPERVISION pseudo.
+# It sets --dual_task, --scheduler none (a constant learning rate), TRAIN.SUPERVISION labels (the true
+# labels train) and --resume auto.
 #     scripts/LaFTer_DualTask.sh [DATA SET] [FLAGS of LaFTer.py] [KEY VALUE ...]
 #     scripts/LaFTer_DualTask.sh emotion6 --root DATA --lambda_weight 0.5
 #     scripts/LaFTer_DualTask.sh emoset DATASET.SIGMA_CONF 0.8

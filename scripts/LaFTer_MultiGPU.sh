@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # LaFTer on several GPUs, and several machines, through torchrun: the same run as LaFTer.sh makes on one, to rounding.
 # Other modes are flags: --multi_layer_prompt, --direct_dualtask, ... --batch_size is that of all processes together.
+# It sets --resume auto alone; all else is as the data set's YAML and the defaults have it.
 #     scripts/LaFTer_MultiGPU.sh [DATA SET] [FLAGS of LaFTer.py] [KEY VALUE ...]
 #     scripts/LaFTer_MultiGPU.sh emotion6 --root DATA --multi_layer_prompt --batch_size 200
 # torchrun's own flags are in TORCHRUN; without it, all GPUs of this machine. Two machines, the first is called alpha:

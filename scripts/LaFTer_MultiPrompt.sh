@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # MultiLayerLaFTer: as LaFTer, with prompts of its own for each stage of the vision transformer.
 # Its settings are MULTI_LAYER_PROMPT.* and PROMPT_INIT.
+# It sets --multi_layer_prompt and --resume auto.
 #     scripts/LaFTer_MultiPrompt.sh [DATA SET] [FLAGS of LaFTer.py] [KEY VALUE ...]
 #     scripts/LaFTer_MultiPrompt.sh demo --epochs 6
 #     scripts/LaFTer_MultiPrompt.sh emotion6 --root DATA MULTI_LAYER_PROMPT.MODE replace

@@ -6,6 +6,7 @@ rem     scripts\compare.bat ablation --jobs 2 --dry-run
 rem An experiment is a file or the name of one in configs\experiments. Paths, also the runs' folder, are relative to
 rem where you stand. The same command again goes on with what is unfinished.
 setlocal
-call "%~dp0setup_env.bat" || exit /b 1
-"%PY%" "%PROJECT%\scripts\compare.py" %*
+call "%~dp0setup_env.bat"
+if %ERRORLEVEL% neq 0 exit /b 1
+call "%PY%" "%PROJECT%\scripts\compare.py" %*
 exit /b %ERRORLEVEL%

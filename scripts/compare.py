@@ -2,10 +2,11 @@
 
     python scripts/compare.py configs/experiments/demo.yaml --jobs 2
 
-The YAML (see README.md, "Compare runs") names the runs. What follows the file and is no flag of this program goes to
+The YAML names the runs (configs/experiments/README.md). What follows the file and is no flag of this program goes to
 every LaFTer.py: `--root data --device cpu DATALOADER.NUM_WORKERS 0`. An unfinished run goes on from its last
 checkpoint; a failed one does not stop the others, and the program ends with status 1. Each run's output lies beside
-its folder, as NAME.log. Ctrl-C stops all; the same command goes on.
+its folder, as NAME.log. Ctrl-C stops all; the same command goes on. With --slurm the runs are a cluster's jobs, which
+Ctrl-C leaves in its queue.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import utils.results
 from clip import ClipError, weights_hash
+from scripts import slurm
 from trainers.build import load_clip
 from trainers.program import exit_with_message
 from utils.config import PROJECT
@@ -55,33 +57,38 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", default="", metavar="NAME", help="the trainer or experiment that the report "
                         "compares others with (default: the experiment 'base', else the first of LaFTer)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands, run nothing")
+    slurm.add_flags(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args, extra = build_parser().parse_known_args(argv)
+    settings = slurm.read_flags(args)
     cells = select(read_experiment(find_experiment(args.experiment), args.output, extra), args.only)
+    processes = settings.get("gpus", 1)
     if args.dry_run:
         for cell in cells:
             state = "finished" if cell.finished else "unfinished" if cell.begun else "to run"
-            print(f"{cell.name} ({state}): {shlex.join(command(cell))}")
+            print(f"{cell.name} ({state}): {shlex.join(command(cell, processes))}")
         return
     gpus = [gpu.strip() for gpu in args.gpus.split(",") if gpu.strip()]
     if args.jobs < 0:
         raise InputError(f"--jobs {args.jobs}: give the number of runs at a time")
-    for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does: the runs must not outlive this program
-        # what nohup has told to be ignored stays so
-        if name in signal.Signals.__members__ and signal.getsignal(signal.Signals[name]) != signal.SIG_IGN:
-            signal.signal(signal.Signals[name], signal.default_int_handler)
+    output = Path(args.output or cells[0].folder.parents[3])
+    interrupt_at_signals()
     try:
-        failures = run_cells(cells, args.jobs or max(1, len(gpus)), gpus)
+        if args.slurm:
+            failures = run_in_slurm(cells, settings, output / "slurm", args.experiment.stem, args.jobs)
+        else:
+            failures = run_cells(cells, args.jobs or max(1, len(gpus)), gpus)
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on where this one was")
+        sys.exit("the jobs stay in the queue; the same command waits for them" if args.slurm else
+                 "stopped; the same command goes on where this one was")
     for cell, reason in failures.items():
         print(f"failed: {cell}: {reason}", file=sys.stderr)
     if any(cell.finished for cell in cells):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        utils.results.main([args.output or str(cells[0].folder.parents[3]), "--baseline", args.baseline])
+        utils.results.main([str(output), "--baseline", args.baseline])
     if failures:
         sys.exit(f"{len(failures)} of {len(cells)} runs failed; the same command tries them again")
 
@@ -107,8 +114,27 @@ def select(cells: list[Cell], pattern: str) -> list[Cell]:
     return chosen
 
 
-def command(cell: Cell) -> list[str]:
-    return [sys.executable, str(PROJECT / "LaFTer.py"), *cell.arguments]
+def interrupt_at_signals() -> None:
+    """Let what ends this program do as Ctrl-C does, since the runs must not outlive it; what nohup has told to be
+    ignored stays so."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if name in signal.Signals.__members__ and signal.getsignal(signal.Signals[name]) != signal.SIG_IGN:
+            signal.signal(signal.Signals[name], signal.default_int_handler)
+
+
+def command(cell: Cell, processes: int = 1) -> list[str]:
+    """What starts a run; several processes share it, as scripts/LaFTer_MultiGPU has it."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(torchrun if processes > 1 else ()), str(PROJECT / "LaFTer.py"), *cell.arguments]
+
+
+def run_in_slurm(cells: Sequence[Cell], settings: Mapping[str, object], folder: Path, name: str,
+                 jobs: int) -> dict[str, str]:
+    """As run_cells, but on a cluster: see `slurm.run_cells`."""
+    failures = prepare(cells)
+    waiting = [cell for cell in cells if not cell.finished and cell.name not in failures]
+    commands = [command(cell, settings["gpus"]) for cell in waiting]
+    return failures | (slurm.run_cells(waiting, commands, settings, folder, name, jobs) if waiting else {})
 
 
 def run_cells(cells: Sequence[Cell], jobs: int, gpus: Sequence[str]) -> dict[str, str]:
@@ -188,14 +214,10 @@ def environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
     return env | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
 
-def log_path(cell: Cell) -> Path:
-    return cell.folder.with_name(cell.folder.name + ".log")
-
-
 def start(cell: Cell, env: dict[str, str]) -> subprocess.Popen:
     """Start a run; it and the processes that it starts are a group of their own, which Ctrl-C does not reach."""
-    log_path(cell).parent.mkdir(parents=True, exist_ok=True)
-    with log_path(cell).open("a", encoding="utf-8") as log:
+    cell.log.parent.mkdir(parents=True, exist_ok=True)
+    with cell.log.open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command(cell))}\n")
         log.flush()
         return subprocess.Popen(command(cell), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env,
@@ -223,8 +245,7 @@ def reason(cell: Cell, status: int) -> str:
     """Why a run failed: its last words, or the signal that killed it in the midst of others, such as 9 of a system
     that is short of memory."""
     killed = f"killed by signal {-status} after: " if status < 0 else ""
-    last = log_path(cell).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
-    return f"{killed}{last} (see {log_path(cell)})"
+    return killed + cell.last_words()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #     scripts/compare.sh EXPERIMENT [--jobs N] [--gpus 0,1] [--only REGEX] [--dry-run] [FLAGS of LaFTer.py] [KEY VALUE ...]
 #     scripts/compare.sh demo --jobs 2
 #     scripts/compare.sh ablation --jobs 2 --dry-run
+#     scripts/compare.sh ablation --slurm --slurm-partition gpu   (jobs of a cluster; --help lists what they may ask for)
 # An experiment is a file or the name of one in configs/experiments. Paths, also the runs' folder, are relative to where
 # you stand. The same command again goes on with what is unfinished.
 set -euo pipefail

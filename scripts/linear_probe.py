@@ -26,6 +26,7 @@ import clip
 from clip.model import CLIP
 from trainers.build import build_loaders, environment, load_clip
 from trainers.evaluation import plain_features
+from trainers.precision import settle_precision
 from trainers.program import exit_with_message
 from utils.config import IMAGE_PHASE, load_config
 from utils.data.items import UNKNOWN, Splits
@@ -89,6 +90,7 @@ def main(argv: list[str] | None = None) -> dict:
     run = Run(folder.with_name(f"{own.targets}-{folder.name}"), resume=True)
     run.lock()
     try:
+        cfg = settle_precision(cfg, run.folder)
         identity = identify(cfg, splits)
         run.check(identity)
         with start_logging(run.folder):

@@ -9,7 +9,7 @@ project=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 require_python() {  # NAME PROGRAM
     "$2" -c "import sys; sys.exit(sys.version_info < (3, 10))" || {
-        echo "error: $1 is '$2', which runs no Python 3.10 or newer; set LAFTER_PYTHON or PYTHON to one that does" >&2
+        echo "error: $1 is \"$2\", which runs no Python 3.10 or newer; set LAFTER_PYTHON or PYTHON to one that does" >&2
         exit 1
     }
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # CLIP's zero-shot accuracy: nothing is trained. --txt_cls is refused here: zero-shot has one template,
 # TEXT.ZERO_SHOT_TEMPLATE.
+# It sets --zero_shot and --resume auto.
 #     scripts/zero_shot.sh [DATA SET] [FLAGS of LaFTer.py] [KEY VALUE ...]
 #     scripts/zero_shot.sh demo
 #     scripts/zero_shot.sh emotion6 --root DATA --backbone ViT-L/14

@@ -75,9 +75,9 @@ def test_a_file_that_is_no_image(message, tmp_path):
     (["--backbone", "my_clip.pt"], "there is no checkpoint my_clip.pt"),
     (["--transforms", "gaussian_blurr"], "INPUT.TRANSFORMS: unknown gaussian_blurr; valid: random_resized_crop"),
     (["--resume", "nowhere"], "nowhere"),
-    (["DATASET.SPLIT_FILE", "nowhere.json"], "split file nowhere.json does not exist"),
+    (["DATASET.SPLIT_FILE", "nowhere.json"], "split file nowhere.json does not exist; correct DATASET.SPLIT_FILE"),
     (["--txt_cls", "lafter", "DATASET.DESCRIPTIONS", "nowhere.json"], "nowhere.json does not exist"),
-    (["DATASET.TEXT_FEATURES", "nowhere.npz"], "DATASET.TEXT_FEATURES nowhere.npz does not exist"),
+    (["DATASET.TEXT_FEATURES", "nowhere.npz"], "DATASET.TEXT_FEATURES nowhere.npz does not exist; give"),
 ])
 def test_what_cannot_be_had_is_refused_first(message, tmp_path, arguments, words):
     root = [] if "--root" in arguments else ["--root", str(tmp_path / "no_data")]

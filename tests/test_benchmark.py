@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import benchmark
+from benchmarks.breakdown import REST, kind_of, shares_of_time
 from benchmarks.parts import (
     CASES,
     draw_photos,
@@ -38,7 +40,7 @@ CPU = torch.device("cpu")
 def test_the_plain_step_is_our_step():
     """Losses and gradients of reference (c) and of LaFTer with a shared teacher."""
     clip_model = make_clip("tiny", "fp32", CPU)
-    cfg, training, objective, batch = make_step(clip_model, "LaFTer", {}, 0, 13, "off")
+    cfg, training, objective, batch = make_step(clip_model, "LaFTer", {}, 0, 13)
     other = make_clip("tiny", "fp32", CPU)
     plain = PlainStep(other, training.teacher.classifier, training.model.prompt_embeddings,
                       training.model.adapter.weight)
@@ -71,8 +73,72 @@ def test_the_image_reference_has_our_weak_view(tmp_path):
     assert reference[0][1].shape == (3, 32, 32)
 
 
+def test_the_image_reference_has_the_published_strong_view(tmp_path):
+    """As much detail as ours: a bilinear crop, and a blur on every image."""
+    torch.manual_seed(0)
+    paths, plain = draw_photos(tmp_path, 8, (96, 72)), ((0, 0, 0), (1, 1, 1))
+    _, strong = build_views(32, ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale",
+                                 "gaussian_blur"), *plain)
+    loader, reference = build_loader([Item(path, 0, "") for path in paths], {"strong": strong}, 8, 0), PlainImages(
+        paths, 32, *plain)
+    ours = torch.cat([loader.load(range(8), epoch)["strong"] for epoch in range(12)])
+    theirs = torch.stack([reference[index % 8][1] for index in range(96)])
+    energies = [(views.diff(dim=-1) ** 2).mean().item() for views in (ours, theirs)]
+    assert energies[0] == pytest.approx(energies[1], rel=0.3)
+
+
+def event(name: str, *around: str) -> SimpleNamespace:
+    parent = event(*around) if around else None
+    return SimpleNamespace(name=name, cpu_parent=parent)
+
+
+@pytest.mark.parametrize("names, kind", [
+    (["aten::mul", "_QuickGELU"], "GELU"), (["aten::mul", "_QuickGELUBackward"], "GELU"),
+    (["aten::native_layer_norm_backward", "NativeLayerNormBackward0"], "LayerNorm"),
+    (["aten::bmm", "aten::matmul"], "attention"), (["aten::_softmax_backward_data"], "attention"),
+    (["aten::mm", "MmBackward0"], "products"), (["aten::addmm", "aten::linear"], "products"),
+    (["aten::mkldnn_convolution"], "products"), (["aten::copy_", "aten::_to_copy", "aten::to"], "copies, casts"),
+    (["aten::add_"], "sums"), (["aten::mul", "Optimizer.step#AdamW.step"], "optimiser, norms"),
+    (["aten::index", "aten::where"], REST),
+    (["aten::empty", "Torch-Compiled Region: 0/0"], "fused by the compiler"),
+    (["triton_poi_fused_add_0"], "fused by the compiler")])
+def test_kinds_of_work(names, kind):
+    assert kind_of(event(*names)) == kind
+
+
+def test_the_shares_of_a_product_and_a_sum():
+    x, y = torch.randn(300, 300), torch.randn(300)
+    shares = shares_of_time(lambda: [x @ x for _ in range(20)] and y + y, CPU)
+    assert sum(shares.values()) == pytest.approx(1) and shares["products"] > 0.8 and 0 < shares["sums"] < 0.1
+    assert shares["attention"] == 0
+
+
+def test_rows_are_printed_as_they_come(capsys):
+    def rows():
+        yield {"a": 1, "seconds": 0.5, "shares": {"products": 1.0}}
+        assert capsys.readouterr().out == "\ntitle\n\n| a | s |\n| --- | --- |\n| 1 | 0.5 |\n"
+        yield {"a": None, "seconds": 1234.5, "shares": {}}
+
+    assert len(benchmark.show("title", rows())) == 2
+    assert capsys.readouterr().out == "|  | 1234 |\n"
+
+
+def test_a_quick_measurement_is_short_and_has_bf16_where_that_is_fast(monkeypatch):
+    args = benchmark.parse(["--quick"])
+    assert args.limit <= 120 and args.batch == [10] and args.precision is None
+    for speedup, precisions in ((3.0, ["fp32", "bf16"]), (0.5, ["fp32"])):
+        monkeypatch.setattr("clip.precision.bf16_speedup", lambda speedup=speedup: speedup)
+        seen = []
+        monkeypatch.setattr(benchmark, "measure", lambda args, *_, seen=seen: seen.append(args))
+        benchmark.main(["--quick", "--device", "cpu"])
+        assert seen[0].precision == precisions
+        names = [name for name, _ in benchmark.step_cases(seen[0], CPU)]
+        assert names == [f"{mode}, ViT-B/32, {precision}, eager" for mode in ("shared teacher", "replace, full")
+                         for precision in precisions]
+
+
 def test_the_pipelines_rows(tmp_path):
-    rows = measure_pipeline(tmp_path, CPU, 12, 32, 1, 1, photo=(64, 48))
+    rows = list(measure_pipeline(tmp_path, CPU, 12, 32, 1, 1, photo=(64, 48)))
     assert [row["workers"] for row in rows] == [0, 1]
     assert all(row["images"] == 12 and row["images_per_s"] > 0 and row["filling_images_per_s"] > 0 for row in rows)
 
@@ -82,23 +148,25 @@ def test_the_whole_benchmark_prints_tables_and_writes_a_record(tmp_path, capsys,
     monkeypatch.setattr(benchmark, "measure_apart", measure_step)  # a new process each would take seconds
     path = tmp_path / "deep" / "record.json"
     record = benchmark.main(["--backbones", "tiny", "--only", "step", "--batch", "4", "--repeats", "1", "--device",
-                             "cpu", "--json", str(path)])
+                             "cpu", "--precision", "fp32", "--json", str(path)])
     assert json.loads(path.read_text()) == record and record["kind"] == "cpu"
     assert [(row["trainer"], row["mode"]) for row in record["steps"]] == [case[:2] for case in CASES]
     for row in record["steps"]:
         assert row["images_per_s"] == pytest.approx(4 / row["seconds"]) and row["floor_fraction"] > 0
-        assert row["times_reference"] > 0 and row["tflop"] > 0
+        assert row["times_reference"] > 0 and row["tflop"] > 0 and row["way"] == "eager"
+        assert sum(row["shares"].values()) == pytest.approx(1) and row["shares"]["products"] > 0
     flops = {row["mode"]: row["tflop"] for row in record["steps"]}
     assert flops["frozen teacher"] < flops["shared teacher"] and flops["append, warm-up"] < 0.7 * flops["append, full"]
     assert flops["replace, full"] < flops["append, full"]
     printed = capsys.readouterr().out
-    assert "| of the floor |" in printed and printed.count("| MultiLayerLaFTer |") == 3
+    assert "| of the floor |" in printed and printed.count("| MultiLayerLaFTer |") == 6  # and where its time goes
+    assert "| LayerNorm | GELU | attention | products |" in printed and record["left_out"] == []
     assert benchmark.record_path({"device": "Some (R) GPU @ 2", "date": "2000-01-02"}).as_posix().endswith(
         "configs/benchmarks/some-r-gpu-2-2000-01-02.json")
 
 
 def test_a_step_is_measured_in_a_process_of_its_own():
-    row = measure_apart("tiny", "fp32", 2, CASES[1], CPU, 1, "off", False)
+    row = measure_apart("tiny", "fp32", 2, CASES[1], CPU, 1, "eager", False, False, 1)
     assert (row["trainer"], row["mode"]) == CASES[1][:2] and row["images_per_s"] == pytest.approx(2 / row["seconds"])
 
 

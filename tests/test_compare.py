@@ -141,7 +141,6 @@ def test_the_experiments_of_the_project(path, tmp_path, monkeypatch):
 def test_the_ablation_changes_one_thing_at_a_time():
     cells = {cell.folder.name: cell.cfg for cell in read_once(PROJECT / "configs/experiments/ablation.yaml")}
     assert len(cells) == 135
-
     base = dict(flatten(cells["base-seed1"]))
     for name, cfg in cells.items():
         if name.endswith("-seed1") and not name.startswith(("base", "shallow")):
@@ -186,8 +185,7 @@ def test_what_fails_does_not_stop_the_rest_and_what_is_finished_is_not_run(exper
     assert set(failures) == {"demo/LaFTer/demo_clip/fast-seed2", "demo/MultiLayerLaFTer/demo_clip/staged-fast-seed2"}
     assert all(reason.startswith("error: it broke (see ") for reason in failures.values())
     assert sum(cell.finished for cell in cells) == 6 and len(list(stand_in.iterdir())) == 7
-    log = compare.log_path(cells[1]).read_text(encoding="utf-8")
-    assert log.startswith("$ ") and compare.log_path(cells[1]).parent == cells[1].folder.parent
+    assert cells[1].log.read_text(encoding="utf-8").startswith("$ ") and cells[1].log.parent == cells[1].folder.parent
     assert compare.run_cells(cells, 2, []).keys() == failures.keys()  # only these are tried again
     assert len(list(stand_in.iterdir())) == 9
 
@@ -215,10 +213,7 @@ def test_each_job_has_its_gpu_and_its_share_of_the_cores(experiment, stand_in, m
     environments = [json.loads(mark.read_text()) for mark in stand_in.iterdir()]
     assert {env["CUDA_VISIBLE_DEVICES"] for env in environments} == seen
     assert {env["OMP_NUM_THREADS"] for env in environments} == {str(12 // jobs)}
-
-
-def test_a_users_own_number_of_threads_stays(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # a user's own stays
     assert compare.environment(0, 2, [])["OMP_NUM_THREADS"] == "5"
 
 
@@ -307,7 +302,8 @@ def test_terminating_the_program_ends_its_runs(tmp_path):
     process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     record = tmp_path / "runs" / "demo" / "LaFTer" / "demo_clip" / "seed1" / "log.txt"
-    wait_for(record.exists)
+    while not record.exists() and process.poll() is None:
+        time.sleep(0.1)
     process.send_signal(signal.SIGHUP)  # nohup: it is to live on when the terminal is gone
     time.sleep(0.5)
     assert process.poll() is None

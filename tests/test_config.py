@@ -238,7 +238,7 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
     (("INPUT.SIZE", "0"), ("INPUT.SIZE", "0")),
     (("INPUT.SIZE", "True"), ("INPUT.SIZE", "True")),
     (("TEXT.EPOCHS",), ("TEXT.EPOCHS", "alone")),
-    (("MODEL.PRECISION", "fp8"), ("MODEL.PRECISION", "fp8", "fp32", "fp16", "bf16")),
+    (("MODEL.PRECISION", "fp8"), ("MODEL.PRECISION", "fp8", "fp32", "fp16", "bf16", "auto")),
     (("TRAINER.NAME", "lafter"), ("TRAINER.NAME", "'lafter'", "LaFTer", "MultiLayerLaFTer")),
     (("TEXT.MODE", "gpt"), ("TEXT.MODE", "gpt", "templates_only", "cls_only", "zero_shot")),
     (("DATASET.LABEL_SOURCE", "folder"), ("DATASET.LABEL_SOURCE", "votes", "keyword")),

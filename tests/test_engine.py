@@ -16,7 +16,7 @@ from tests.tiny_run import assert_same
 from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective
 from trainers.state import tuned_state
-from trainers.training import choose_labels, fit, step_loss, train_one_epoch
+from trainers.training import choose_labels, fit, on_device, step_loss, train_one_epoch
 from utils.data.items import UNKNOWN
 from utils.errors import InputError, TrainingError
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -263,7 +263,7 @@ def test_two_crops_are_averaged(prepare):
     parts = prepare("LaFTer", {"TRAIN.SUPERVISION": "labels", "TRAIN.AUGMENT": True, "TRAIN.TWO_CROPS": True})
     batch = next(iter(parts.loaders["train"]))
     assert not torch.equal(batch["strong"], batch["strong2"])
-    labels = choose_labels(parts.training.teacher, batch, parts.training.device)
+    labels = choose_labels(parts.training.teacher, batch)
     assert torch.equal(labels, batch["label"])
     losses = [F.cross_entropy(parts.model(batch[view]).logits, labels, label_smoothing=0.1)
               for view in ("strong", "strong2")]
@@ -277,7 +277,7 @@ def test_labels_mode_refuses_images_without_a_label(prepare):
     parts = prepare("LaFTer", {"TRAIN.SUPERVISION": "labels"})
     assert parts.training.teacher is None
     with pytest.raises(InputError, match="TRAIN.SUPERVISION"):
-        choose_labels(None, {"label": torch.tensor([0, UNKNOWN])}, torch.device("cpu"))
+        on_device(parts.training, {"label": torch.tensor([0, UNKNOWN])})
 
 
 def test_prediction_keeps_the_order_of_the_images(prepare):

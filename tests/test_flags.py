@@ -18,7 +18,7 @@ NAMES = """--root --output-dir --resume --seed --print_freq --source-domains --t
 --scheduler --scheduler-epochs --scheduler-gamma --weight-decay --acc-batches --arch --gpt_prompts --text_prompts
 --zero_shot --device --txt_cls --batch_size --workers --lr --epochs --txt_epochs --logfolder --skip_finetune
 --dual_task --lambda_weight --direct_dualtask --multi_layer_prompt --enable_augmentation --use_two_crops
- --keep --max-grad-norm --predict --predict-out --list"""
+ --keep --max-grad-norm --predict --predict-out --calibrate --list"""
 ALL = NAMES.split()
 
 # flag: (what follows it on the command line, the keys that it sets)
@@ -62,7 +62,7 @@ SETS = {
 }
 REFUSED = ("--source-domains", "--target-domains", "--head")
 OTHERS = ("--config-file", "--dataset-config-file", "--eval-only", "--model-dir", "--load-epoch", "--predict",
-          "--predict-out", "--list")  # tests of their own
+          "--predict-out", "--calibrate", "--list")  # tests of their own
 
 
 def refusal(*argv: str) -> str:
@@ -109,7 +109,7 @@ def flatten(node, prefix: str = "") -> dict[str, object]:
 
 def test_no_flag_sets_nothing():
     flags = parse_flags([])
-    assert flags == ({}, [], "", "", False, "", None, "", "", False)
+    assert flags == ({}, [], "", "", False, "", None, "", "", "", False)
 
 
 def test_a_flag_that_is_not_given_leaves_the_yaml_alone(tmp_path):
@@ -161,6 +161,8 @@ def test_what_is_not_served_is_refused_with_the_reason(flag, values):
     (["--predict", "photos"], ("--model-dir",)),
     (["--predict", "photos", "--eval-only", "--model-dir", "runs/x"], ("--eval-only", "--predict")),
     (["--predict-out", "there"], ("--predict",)),
+    (["--calibrate", "std"], ("--predict PATH",)),
+    (["--predict", "x.jpg", "--model-dir", "run", "--calibrate", "none"], ("mean", "std", "balance")),
     (["--eval-only", "--model-dir", "runs/x", "--lr", "1"], ("--eval-only", "OPTIM.LR")),
     (["--predict", "photos", "--model-dir", "runs/x", "--gpt_prompts"], ("--predict", "TEXT.MODE")),
     (["--colour", "red"], ("--colour",)),

@@ -1,4 +1,5 @@
-"""The cache of decoded images: the pixels as without it, made anew when a file changes, capped, never half written."""
+"""The cache of decoded images: the pixels as without it, shared by splits, made anew when a file changes, capped, never
+half written."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data.cache import ImageCache
-from utils.data.images import Decoding, read_image
+from utils.data.cache import ImageCache, file_kind
+from utils.data.images import Decoding, image_shape, read_image
 from utils.data.items import Item
 from utils.data.loader import build_loader
 from utils.data.views import build_views
@@ -73,24 +74,89 @@ def test_a_changed_file_and_other_settings_are_read_anew(items, tmp_path):
     assert cache.open(paths, other, read_image)[0].shape == (8, 8, 3)
 
 
-def test_beyond_the_cap_images_are_decoded_and_a_line_says_so(items, tmp_path, caplog):
+def refuse(path: Path) -> Image.Image:
+    pytest.fail(f"{path.name} was read again")
+
+
+def size_of(count: int) -> int:
+    """Bytes of a file that holds the weak views of so many images."""
+    return 128 + 8 + count * (16 + 12 + 1 + 16 * 16 * 3)
+
+
+def test_beyond_the_limit_what_fits_is_cached_and_a_line_says_so(items, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        cached = columns(items, ImageCache(tmp_path / "cache", 1000))
-    assert "DATALOADER.CACHE_GB" in caplog.text and not list(tmp_path.glob("cache/*"))
+        cached = columns(items, ImageCache(tmp_path / "cache", size_of(5) + 700))
+    assert "7 of 12 images do not fit into the cache (DATALOADER.CACHE_GB)" in caplog.text
+    assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) == size_of(5)  # no strong view fits
     plain = columns(items, None)
     assert all(torch.equal(cached[name], plain[name]) for name in plain)
+    found = ImageCache(tmp_path / "cache", size_of(5)).open([item.path for item in items], WEAK, refuse)
+    assert [found[index] is not None for index in range(12)] == [True] * 5 + [False] * 7
+    assert not ImageCache(tmp_path / "none", 0).open([items[0].path], WEAK, refuse)[0]
+    assert not (tmp_path / "none").exists()
 
 
-def test_the_longest_unused_file_makes_room(items, tmp_path):
-    paths, one = [item.path for item in items], 16 * 16 * 3 * 6
-    files = [ImageCache(tmp_path / "cache", GB).open(part, WEAK, read_image).path for part in (paths[:6], paths[6:])]
-    os.utime(files[0], ns=(0, 10 ** 18))
-    os.utime(files[1], ns=(0, 10 ** 17))
-    cache = ImageCache(tmp_path / "cache", int(2.5 * one))
-    assert cache.open(paths[1:7], WEAK, read_image)
-    assert files[0].exists() and not files[1].exists()
-    assert cache.open(paths[6:], WEAK, read_image) and not files[0].exists()
-    assert cache.open(paths[:6], WEAK, read_image) is None  # what this run uses stays
+def test_strong_views_are_cached_as_far_as_their_own_sizes_fit(items, tmp_path, monkeypatch):
+    """Headers are opened block by block: those behind what fits are left alone."""
+    monkeypatch.setattr("utils.data.cache.BLOCK", 4)
+    paths, opened = [item.path for item in items], []
+    monkeypatch.setattr("utils.data.cache.image_shape",
+                        lambda path, decoding: opened.append(path) or image_shape(path, decoding))
+    whole = ImageCache(tmp_path / "whole", GB).open(paths, STRONG, read_image)
+    limit = 128 + 8 + sum(29 + whole[index].size for index in range(3))
+    opened.clear()
+    images = ImageCache(tmp_path / "part", limit).open(paths, STRONG, read_image)
+    assert [images[index] is not None for index in range(12)] == [True] * 3 + [False] * 9 and len(opened) == 4
+    assert all(np.array_equal(images[index], whole[index]) for index in range(3))
+    assert sum(file.stat().st_size for file in (tmp_path / "part").iterdir()) == limit
+
+
+def test_the_splits_of_several_seeds_share_the_images(items, tmp_path):
+    """Each image is decoded and stored once, whatever lists it comes in, and in whatever order."""
+    read = []
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(12)
+        cache = ImageCache(tmp_path / "cache", GB)
+        for part in (order[:7], order[:7], order[7:9], order[9:]):
+            paths = [items[index].path for index in part]
+            images = cache.open(paths, STRONG, lambda path: read.append(path) or read_image(path))
+            assert all(np.array_equal(images[place], STRONG.prepare(read_image(path)))
+                       for place, path in enumerate(paths))
+    assert sorted(read) == [item.path for item in items]
+    stored = sum(np.load(file).size - 8 for file in (tmp_path / "cache").iterdir())
+    assert stored == sum(29 + STRONG.prepare(read_image(item.path)).size for item in items)
+
+
+def test_a_new_image_and_a_changed_one_are_decoded_alone(items, tmp_path):
+    paths, read = [item.path for item in items], []
+    first = ImageCache(tmp_path / "cache", GB).open(paths[:11], WEAK, read_image)
+    os.utime(paths[4], ns=(0, 10 ** 15))
+    again = ImageCache(tmp_path / "cache", GB).open([*paths, paths[11]], WEAK,
+                                                    lambda path: read.append(path) or read_image(path))
+    assert read == [paths[4], paths[11]] and np.array_equal(first[3], again[3])
+    assert np.array_equal(again[11], again[12]) and len(again) == 13
+
+
+def test_the_longest_unused_file_makes_room_and_earlier_versions_files_are_never_read(items, tmp_path):
+    paths, folder = [item.path for item in items], tmp_path / "cache"
+    kind = file_kind(WEAK.source, Decoding())
+    ImageCache(folder, GB).open(paths[:4], WEAK, read_image)
+    (used,) = folder.iterdir()
+    ImageCache(folder, GB).open(paths[4:8], WEAK, read_image)
+    (unused,) = set(folder.iterdir()) - {used}
+    old = folder / f"images_{kind}{kind}.npy"  # as the file of a list of images was called
+    np.save(old, np.zeros(size_of(4) - 128, np.uint8))
+    for age, path in enumerate((used, unused, old)):
+        os.utime(path, (0, 10 ** 9 - age))
+    cache = ImageCache(folder, 3 * size_of(4))
+    images = cache.open([*paths[:4], *paths[8:]], WEAK, read_image)
+    assert used.exists() and unused.exists() and not old.exists()
+    assert all(np.array_equal(images[place], WEAK.prepare(read_image(path)))
+               for place, path in enumerate([*paths[:4], *paths[8:]]))
+    other, _ = build_views(8, ALL, (0, 0, 0), (1, 1, 1))
+    assert cache.open(paths[4:8], other, read_image)[3].shape == (8, 8, 3)
+    assert not unused.exists() and used.exists()
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 3 * size_of(4)
 
 
 def test_only_the_name_travels_to_another_process(items, tmp_path):
@@ -169,7 +235,7 @@ def test_what_another_run_deletes_is_decoded_instead(items, tmp_path):
     paths = [item.path for item in items]
     loader = build_loader(items, {"weak": WEAK}, 5, 0, cache=ImageCache(tmp_path / "cache", GB))
     (file,) = (tmp_path / "cache").iterdir()
-    ImageCache(tmp_path / "cache", file.stat().st_size).open(paths[:6], WEAK, read_image)
+    ImageCache(tmp_path / "cache", file.stat().st_size).open(paths[:6], STRONG, read_image)
     assert not file.exists()
     plain = build_loader(items, {"weak": WEAK}, 5, 0)
     assert all(torch.equal(ours["weak"], theirs["weak"]) for ours, theirs in zip(loader, plain, strict=True))
@@ -196,25 +262,30 @@ def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(items, tmp_path
 
 
 def test_what_is_cached_is_found_without_a_look_into_any_image(items, tmp_path, monkeypatch):
-    """The shapes, which differ from image to image, lie in the cache; beyond the cap a weak view needs no header."""
+    """The shapes, which differ from image to image, lie in the cache; a weak view needs no header."""
     paths = [item.path for item in items]
     built = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
     monkeypatch.setattr("utils.data.cache.image_shape", lambda *_: pytest.fail("a header was read"))
     found = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
     assert np.array_equal(found.shapes, built.shapes) and len({tuple(shape) for shape in found.shapes}) > 5
     assert all(np.array_equal(found[index], built[index]) for index in range(12))
-    assert ImageCache(tmp_path / "other", 10).open(paths, WEAK, read_image) is None
+    assert ImageCache(tmp_path / "other", GB).open(paths, WEAK, read_image)[11] is not None
 
 
 def test_a_damaged_file_is_made_anew(items, tmp_path, caplog):
     paths = [item.path for item in items]
     built = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
-    whole, pixels = built.path.read_bytes(), np.array(built[7])
-    for damaged in (whole[:-5], whole[:60], b"nonsense", b""):
-        built.path.write_bytes(damaged)
+    (path,), pixels = (tmp_path / "cache").iterdir(), np.array(built[7])
+    whole = path.read_bytes()
+    for damaged in (whole[:-5], whole[:60], whole[:128], b"nonsense", b"", whole[:128] + b"\xff" + whole[129:]):
+        path.write_bytes(damaged)
+        again = ImageCache(tmp_path / "cache", GB).open(paths[1:], STRONG, read_image)
+        assert np.array_equal(again[6], pixels) and not path.exists()
         again = ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
-        assert np.array_equal(again[7], pixels) and again.path.read_bytes() == whole
-    assert caplog.text.count("is damaged") == 4
+        assert np.array_equal(again[7], pixels)
+        for file in (tmp_path / "cache").iterdir():
+            file.unlink()
+    assert caplog.text.count("is damaged") == 6
 
 
 def test_turned_images_are_cached_apart_in_their_own_shape(tmp_path):

@@ -102,7 +102,7 @@ def test_phase_2_is_the_published_method(clip_model, classifier, batches, make_c
     objective = Objective(criterion, cfg, CLASSNAMES)
     seen = []
     for batch in batches:
-        labels = choose_labels(training.teacher, batch, training.device)
+        labels = choose_labels(training.teacher, batch)
         row = train_on(training, objective, cfg, batch)
         expected_loss, expected_labels = plain.step(batch["weak"], batch["strong"])
         assert set(row) == {"loss", "cross_entropy", "grad_norm", "gradient_norms"}

@@ -8,8 +8,9 @@ import pytest
 
 from tests.test_results import write_run
 from utils.config import load_config
+from utils.report.groups import find_runs
 from utils.report.html import markdown_report
-from utils.report.tables import accuracy_table, distribution_note, distribution_table, find_runs, published_note
+from utils.report.tables import accuracy_table, distribution_note, distribution_table, published_note
 
 COMPARABLE = {"official": "ViT-B/32", "data": {"train": 50_000, "val": 0, "test": 10_000, "origin": ""}}
 

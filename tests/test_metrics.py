@@ -111,13 +111,37 @@ def test_calibration_error():
         metrics.expected_calibration_error(probs, LABELS, bins=0)
 
 
+def test_the_bins_of_a_reliability_diagram():
+    """The same six: .4, .5, .7, .8, .9 and 1 are in the bins 6, 8, 11, 12, 14 and 15 of fifteen."""
+    got = metrics.reliability(PROBS.double().round(decimals=3), LABELS)
+    assert {place: row for place, row in enumerate(got, start=1) if row[0]} == {
+        6: [1, 0, pytest.approx(0.4)], 8: [1, 1, pytest.approx(0.5)], 11: [1, 1, pytest.approx(0.7)],
+        12: [1, 0, pytest.approx(0.8)], 14: [1, 1, pytest.approx(0.9)], 15: [1, 1, pytest.approx(1.0)]}
+    assert len(got) == 15 and got[0] == [0, 0, 0]
+    twice = metrics.reliability(torch.cat([PROBS, PROBS]), torch.cat([LABELS, LABELS]))
+    error = sum(abs(right - confidence) for _, right, confidence in twice) / sum(images for images, *_ in twice)
+    assert error == pytest.approx(metrics.expected_calibration_error(PROBS, LABELS), rel=1e-9)
+
+
+def test_kl_by_temperature():
+    """p ∝ t²: at T = 2 it is t, at T = 1 it is as given, and at the highest it nears the uniform one."""
+    targets = np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
+    squares = targets ** 2 / (targets ** 2).sum(1, keepdims=True)
+    got = dict(zip(metrics.TEMPERATURES, metrics.kl_by_temperature(squares, targets)))
+    assert got[2.0] == pytest.approx(0, abs=1e-12) and got[1.0] == pytest.approx(metrics.kl(squares, targets))
+    assert min(got) == 0.25 and max(got) == 8.0 and got[8.0] < metrics.kl(np.full((2, 3), 1 / 3), targets)
+    onehot = metrics.kl_by_temperature(torch.eye(3)[:2], targets)  # ln p is that of EPSILON: finite
+    assert all(map(math.isfinite, onehot)) and onehot[0] > onehot[-1]
+
+
 def test_score_of_labelled_images():
     distributions = PROBS.roll(1, 0)
     got = metrics.score(PROBS, LABELS, distributions)
     assert got == {**metrics.classification_metrics(PROBS, LABELS),
-                   **metrics.distribution_metrics(PROBS, distributions), "predicted": [3, 2, 1, 0]}
-    assert set(metrics.score(PROBS, LABELS)) == {"top1", "macro_f1", "ece", "per_class_accuracy", "confusion_matrix",
-                                                 "predicted"}
+                   **metrics.distribution_metrics(PROBS, distributions), "predicted": [3, 2, 1, 0],
+                   "kl_by_temperature": metrics.kl_by_temperature(PROBS, distributions)}
+    assert set(metrics.score(PROBS, LABELS)) == {"top1", "macro_f1", "ece", "per_class_accuracy", "reliability",
+                                                 "confusion_matrix", "predicted"}
     assert got["confusion_matrix"] == metrics.confusion_matrix(PROBS, LABELS).tolist()
     assert json.loads(json.dumps(got)) == got
 
@@ -202,7 +226,7 @@ def test_score_without_any_label_is_the_confidence():
 ])
 def test_classification_metrics_refuse(probs, labels, reason):
     for metric in (metrics.top1, metrics.macro_f1, metrics.per_class_accuracy, metrics.confusion_matrix,
-                   metrics.expected_calibration_error, metrics.classification_metrics):
+                   metrics.expected_calibration_error, metrics.reliability, metrics.classification_metrics):
         with pytest.raises(InputError, match=reason):
             metric(probs, labels)
 

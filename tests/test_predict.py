@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 import LaFTer
-from trainers.predict import ImageFiles, find_files
+from tests.browser import PageSource
+from trainers.pages import show_files
+from trainers.predict import ImageFiles, find_files, write_predictions
 from trainers.program import exit_with_message
 from utils.data.images import Decoding
 from utils.data.items import Item, Splits, order_classes
@@ -98,6 +100,12 @@ def test_two_commands_lead_from_unlabelled_images_to_a_table(unlabelled, place):
         assert row["prediction"] == line["prediction"] == max(shares, key=shares.get)
         assert float(row["confidence"]) == pytest.approx(max(shares.values()), abs=1e-6)
         assert "distribution" not in line
+    page = PageSource(folder / "predictions.html")
+    assert told["files"] == [str(folder / f"predictions.{kind}") for kind in ("csv", "jsonl", "html")]
+    predicted = [CLASSES[int(card["data-predicted"])] for card in page.all("article")]
+    assert predicted == [row["prediction"] for row in table]
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+    assert "MultiLayerLaFTer, demo_clip, epoch 1" in page.texts and "data-label" not in page.all("article")[0]
     confidence = sum(line["confidence"] for line in lines) / len(lines)
     assert confidence == pytest.approx(result["splits"]["test"]["last"]["confidence"], abs=1e-4)
 
@@ -121,6 +129,8 @@ def test_what_cannot_be_read_becomes_a_row_and_the_rest_go_on(unlabelled, place,
         table = list(csv.DictReader(file))
     assert [row["prediction"] == "" for row in table] == [True, True, False, True]
     assert "note.jpg" in table[1]["error"]
+    page = PageSource(tmp_path / "out" / "predictions.html")
+    assert len(page.all("article")) == 1 and set(page.texts) >= {row["error"] for row in rows if "error" in row}
     assert "1 images predicted with epoch 1, 3 could not be read" in (folder / "log.txt").read_text(encoding="utf-8")
 
 
@@ -145,6 +155,15 @@ def test_every_file_that_looks_like_an_image_has_a_row(unlabelled, place, tmp_pa
             in (folder / "log.txt").read_text(encoding="utf-8"))
     table = (tmp_path / "out" / "predictions.csv").read_bytes()
     assert table.startswith("\ufefffile,prediction".encode()) and "图".encode() in table
+
+
+def test_a_file_name_that_is_no_text_is_written_so_that_it_can_be_read_again(tmp_path):
+    rows = [{"file": "caf\udce9/图.png", "prediction": "a", "confidence": 1.0, "probabilities": {"a": 1.0}}]
+    write_predictions(rows, ["a"], tmp_path)
+    assert read_lines(tmp_path / "predictions.jsonl") == rows
+    assert "caf\\udce9/图.png" in (tmp_path / "predictions.csv").read_text(encoding="utf-8-sig")
+    show_files(tmp_path / "predictions.html", rows, [b""], ["a"], "x", "y")
+    assert "no thumbnail of 图.png" in PageSource(tmp_path / "predictions.html").texts
 
 
 def test_where_nothing_can_be_read_the_files_are_written_and_the_status_is_1(unlabelled, tmp_path):
@@ -181,6 +200,9 @@ def test_a_dual_task_model_tells_the_distribution(place, start):
     (row,) = read_lines(folder / "predictions.jsonl")
     assert told["epoch"] == 1 and row["distribution"] == row["probabilities"]
     assert set(row["distribution"]) == set(CLASSES) and sum(row["distribution"].values()) == pytest.approx(1, abs=1e-5)
+    LaFTer.main(["--eval-only", "--model-dir", str(folder), "--workers", "0"])
+    page = PageSource(folder / "eval_demo_epoch1.html")
+    assert all("--a:" in bar["style"] for bar in page.all("li")) and len(page.all("li")) == 6 * len(page.all("article"))
     with pytest.raises(FileNotFoundError, match="epoch 9"):
         LaFTer.main(["--predict", photo, "--model-dir", str(folder), "--load-epoch", "9"])
 
@@ -195,6 +217,16 @@ def test_a_run_is_scored_on_other_data_of_the_same_classes(unlabelled, place):
     right = sum(Path(row["file"]).parent.name == row["prediction"] for row in rows)
     assert told["splits"]["test"]["tuned"]["top1"] == pytest.approx(right / len(rows)) and len(rows) == 12
     assert (folder / "eval_labelled_epoch1.json").is_file()
+    wrong = len(rows) - right
+    for page in (PageSource(folder / "eval_labelled_epoch1.html"), PageSource(folder / "predictions.html")):
+        gallery, cards = page.all("article")[:wrong], page.all("article")[wrong:]
+        assert len(cards) == len(page.all("img")) - wrong == 12
+        assert [card["data-label"] == card["data-predicted"] for card in cards].count(True) == right
+        assert all(card["data-label"] != card["data-predicted"] for card in gallery) and wrong > 1
+        sure = [float(card["data-confidence"]) for card in gallery]
+        assert sure == sorted(sure, reverse=True)
+    assert ("The folders are called like classes and are taken as labels: "
+            f"{right} of 12 predictions are right.") in page.texts
 
 
 def test_a_run_is_not_scored_on_other_classes(unlabelled, place, tmp_path):

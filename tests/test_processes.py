@@ -82,7 +82,8 @@ def test_two_processes_do_what_one_does(tmp_path, launch, trainer):
     folder = str(tiny_run.run_folder(tmp_path, "two", trainer))
     for status, said in ends(start_two(launch, "--eval-only", "--model-dir", folder, "--device", "cpu")):
         assert status == 0, said
-    (again,) = Path(folder).glob("eval_*.json")
+    (again,), (page,) = Path(folder).glob("eval_*.json"), Path(folder).glob("eval_*.html")
+    assert page.read_text(encoding="utf-8").count("<article") >= 9
     scored = json.loads(again.read_text(encoding="utf-8"))["splits"]
     tiny_run.assert_same({split: scored[split]["tuned"] for split in scored},
                          {split: one[1][-1][split] for split in scored}, "again", nearly)

@@ -15,7 +15,8 @@ from trainers.text_classifier import train_text_classifier
 from trainers.texts import TextFeatures, class_texts
 from utils.config import flatten, load_config
 from utils.flags import build_parser
-from utils.report.tables import accuracy_table, find_runs
+from utils.report.groups import find_runs
+from utils.report.tables import accuracy_table
 from utils.runs.settings import settings_label
 
 FILE = "configs/trainers/LaFTer/published.yaml"

@@ -11,17 +11,9 @@ from PIL import Image
 
 import utils.results
 from utils.errors import InputError
+from utils.report.groups import choose_baseline, find_confusion, find_runs
 from utils.report.html import markdown_report
-from utils.report.tables import (
-    accuracy_table,
-    choose_baseline,
-    difference_table,
-    find_confusion,
-    find_runs,
-    further_table,
-    markdown,
-    spread,
-)
+from utils.report.tables import accuracy_table, difference_table, further_table, markdown, spread
 from utils.results import format_summary
 
 RESULT = {
@@ -51,7 +43,7 @@ def cells(table: str) -> list[list[str]]:
 
 def test_the_summary_of_a_run():
     lines = format_summary(RESULT).strip("\n").splitlines()
-    assert lines[0].split() == ["split", "model", "top-1", "KL"]
+    assert lines[0].split() == ["split", "model", "top-1", "↑", "KL", "↓"]
     assert lines[1].split() == ["val", "zero-shot", "50.0", "%"]  # no KL was measured there
     assert lines[2].split() == ["test", "zero-shot", "61.5", "%", "1.250"]
     assert lines[3].split() == ["test", "text", "classifier", "70.0", "%", "0.750"]
@@ -147,7 +139,7 @@ def test_differences_are_paired_by_seed(tmp_path):
     write_run(tmp_path, "demo/other/wide-seed9", {"last": 0.1, "best": 0.1}, seed=9)  # the baseline lacks it
     write_run(tmp_path, "demo/single/alone-seed1", {"last": 0.9, "best": 0.9}, seed=1)  # no interval from one seed
     head, *rows = difference_table(find_runs(tmp_path))
-    assert head[4:] == ["against", "seeds", "last epoch", "best on validation"]
+    assert head[4:] == ["against", "seeds", "last epoch ↑", "best on validation ↑"]
     assert rows == [["demo", "pseudo", "ViT-B-32", "MultiLayerLaFTer (wide)", "MultiLayerLaFTer (base)", "3",
                      "+3.0 [−3.6, +9.6]", "+0.0 [+0.0, +0.0]"]]
 
@@ -172,7 +164,7 @@ def test_a_probe_is_compared_as_the_trainers_are(tmp_path):
                       splits={"test": {method: {"top1": 0.5 + gain * top1, "kl": 0.5 + gain * kl}}})
     write_run(tmp_path, "LaFTer/zero_shot-seed1", {"zero_shot": 0.4}, trainer="LaFTer")  # tuned nothing: no baseline
     head, row = difference_table(find_runs(tmp_path))
-    assert head[-1] == "KL, last epoch"
+    assert head[-1] == "KL, last epoch ↓"
     assert row[3:] == ["MultiLayerLaFTer", "LinearProbe", "2", "+15.0 [−48.5, +78.5]", "", "+0.200 [−1.071, +1.471]"]
 
 
@@ -189,7 +181,7 @@ def test_what_else_tells_of_the_classes(tmp_path):
               splits={"test": {"tuned": {"top1": 0.5, "macro_f1": 0.4, "ece": 0.125}}})
     write_run(tmp_path, "x/plain-seed1", {"last": 0.5}, seed=1)
     labelled = find_runs(tmp_path)
-    assert further_table(labelled) == [["data", "supervision", "backbone", "trainer", "seeds", "macro-F1", "ECE ↓"],
+    assert further_table(labelled) == [["data", "supervision", "backbone", "trainer", "seeds", "macro-F1 ↑", "ECE ↓"],
                                        ["demo", "pseudo", "ViT-B-32", "LinearProbe (probe)", "1", "40.0", "12.5"]]
     for seed, agreement in ((1, 0.7), (2, 0.8)):
         write_run(tmp_path, f"y/mine-seed{seed}", {}, seed=seed, dataset="mine",

@@ -224,5 +224,5 @@ def test_one_line_says_what_was_built(args, words, caplog):
         setup_lafter_training_utils(args, Model())
     assert len(caplog.messages) == 1
     assert words in caplog.messages[0]
-    assert "prompts 20" in caplog.messages[0] and "adapter 15" in caplog.messages[0]
+    assert "prompts 20" in caplog.messages[0] and "classifier 15" in caplog.messages[0]
     assert "layernorm 16" in caplog.messages[0] and "fusion 2" in caplog.messages[0]

@@ -11,10 +11,9 @@ from torchvision.transforms import functional as reference
 
 from clip.clip import image_transform
 from utils.data.augment import (
-    adjust_brightness,
-    adjust_contrast,
+    BLENDS,
     adjust_hue,
-    adjust_saturation,
+    blend,
     box_radius,
     crop_box,
     gaussian_blur,
@@ -172,18 +171,26 @@ def unit(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
 
 
+def adjust(number: int):
+    """The blend of that number as a function of images and their factors [batch]."""
+    return lambda x, factors: blend(x, *torch.tensor([BLENDS[number](f) for f in factors]).t()[..., None, None, None])
+
+
+def shift_hue(x: torch.Tensor, shifts: list[float]) -> torch.Tensor:
+    return adjust_hue(x, torch.tensor(shifts)[:, None, None, None])
+
+
 @pytest.mark.parametrize("ours, theirs, amount", [
-    (adjust_brightness, reference.adjust_brightness, 0.6), (adjust_brightness, reference.adjust_brightness, 1.4),
-    (adjust_contrast, reference.adjust_contrast, 0.6), (adjust_contrast, reference.adjust_contrast, 1.4),
-    (adjust_saturation, reference.adjust_saturation, 0.6), (adjust_saturation, reference.adjust_saturation, 1.4),
-    (adjust_hue, reference.adjust_hue, -0.1), (adjust_hue, reference.adjust_hue, 0.07)])
+    (adjust(0), reference.adjust_brightness, 0.6), (adjust(0), reference.adjust_brightness, 1.4),
+    (adjust(1), reference.adjust_contrast, 0.6), (adjust(1), reference.adjust_contrast, 1.4),
+    (adjust(2), reference.adjust_saturation, 0.6), (adjust(2), reference.adjust_saturation, 1.4),
+    (shift_hue, reference.adjust_hue, -0.1), (shift_hue, reference.adjust_hue, 0.07)])
 def test_each_operation_is_torchvisions_on_tensors(ours, theirs, amount):
     """Random colours, greys and pure colours; a batch whose second image keeps its colours."""
     x = unit(noise())
     x[..., :8] = x[:, :1, :, :8]
     x[..., 8:16] = x[..., 8:16].round()
-    amounts = torch.tensor([amount, 0.0 if ours is adjust_hue else 1.0])[:, None, None, None]
-    result = ours(torch.cat([x, x]), amounts)
+    result = ours(torch.cat([x, x]), [amount, 0.0 if ours is shift_hue else 1.0])
     torch.testing.assert_close(result[:1], theirs(x, amount), rtol=0, atol=3e-4)  # theirs rounds the luma's weights
     torch.testing.assert_close(result[1:], x, rtol=0, atol=1e-6)
 
@@ -240,8 +247,7 @@ def test_a_batch_changes_no_image():
     samples = [strong.sample(strong.prepare(noise(seed=i)), np.random.default_rng(i)) for i in range(40)]
     images, params = (torch.stack(column) for column in zip(*samples))
     alone = strong.finish(images, params)
-    together = torch.empty_like(alone)
-    strong._finish(together, images, params)
+    together = strong._finish(images, params)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert torch.equal(strong.finish(images[7:9], params[7:9]), alone[7:9])
 

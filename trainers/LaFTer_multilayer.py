@@ -28,25 +28,27 @@ class NeighborhoodGaussianAggregation(nn.Module):
         super().__init__()
         self.depths, self.kind = list(depths), kind
         self.log_sigma = nn.Parameter(torch.full((len(self.depths),), math.log(sigma)))
+        layers, ends = torch.arange(sum(self.depths)), torch.tensor(self.depths).cumsum(0)[:, None]
+        distance = ends - 1 - layers  # [stages, layers], to the stage's last layer
+        scores = {"gaussian": -distance ** 2 / 2, "uniform": torch.zeros(distance.shape),
+                  "last": torch.where(distance == 0, 0.0, -torch.inf)}[kind]
+        self.register_buffer("scores", scores, persistent=False)
+        self.register_buffer("elsewhere", (distance < 0) | (distance >= torch.tensor(self.depths)[:, None]),
+                             persistent=False)
 
     @property
     def sigma(self) -> Tensor:
         return self.log_sigma.exp()
 
-    def weights(self) -> list[Tensor]:
-        """Per stage, the weights [depth] of its layers, from first to last."""
-        result = []
-        for depth, sigma in zip(self.depths, self.sigma):
-            distance = torch.arange(depth - 1, -1, -1, device=sigma.device, dtype=sigma.dtype)
-            scores = {"gaussian": -distance ** 2 / (2 * sigma ** 2), "uniform": 0 * distance,
-                      "last": torch.where(distance == 0, 0.0, -torch.inf)}[self.kind]
-            result.append(scores.softmax(0))
-        return result
+    def weights(self) -> Tensor:
+        """The weight [stages, layers] of each of the tower's layers in each stage: 0 outside it, 1 in all."""
+        scores = self.scores / self.sigma[:, None] ** 2 if self.kind == "gaussian" else self.scores
+        return scores.masked_fill(self.elsewhere, -torch.inf).softmax(-1)
 
     def forward(self, stage_outputs: Sequence[Sequence[Tensor]]) -> Tensor:
         """Features [batch, width] per layer of each stage → [stages, batch, width]."""
-        return torch.stack([torch.einsum("l,lbw->bw", weight.to(outputs[0].dtype), torch.stack(list(outputs)))
-                            for weight, outputs in zip(self.weights(), stage_outputs)])
+        layers = torch.stack([output for outputs in stage_outputs for output in outputs])
+        return torch.einsum("sl,lbw->sbw", self.weights().to(layers.dtype), layers)
 
 
 class MultiLayerLaFTer(Tunable):
@@ -85,7 +87,7 @@ class MultiLayerLaFTer(Tunable):
         features = self.align(visual.project(self.nga(stage_outputs)).float())
         stage_logits = self.adapter(features)  # [stages, batch, classes]
         logits = self.fuse(stage_logits)
-        return Prediction(logits, [stage_logits[stage] for stage in self.active_stages], features)
+        return Prediction(logits, list(stage_logits[len(stage_logits) - len(self.active_stages):]), features)
 
     def align(self, features: Tensor) -> Tensor:
         """Features [stages, batch, embed_dim] through each stage's map to the final features, where one is set."""

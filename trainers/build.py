@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import logging
 import platform
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from utils.config import image_size, resolve_path
 from utils.data.cache import ImageCache
 from utils.data.images import choose_decoding
 from utils.data.items import Splits
-from utils.data.loader import ViewLoader, build_loader
+from utils.data.loader import CPU_MICRO_BATCH, ViewLoader, build_loader
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import build_views
 from utils.errors import InputError
@@ -28,12 +30,15 @@ from utils.runs.signals import Interrupts
 from utils.utils import Tunable, setup_lafter_training_utils
 
 from . import distributed
+from .cuda_graph import StepGraphs
+from .image_weights import build_weights
 from .LaFTer import LaFTer, token_prompts
 from .LaFTer_multilayer import MultiLayerLaFTer
 from .state import Training
 from .statistics import empty_alignment, fit_alignment
 from .teacher import Teacher
 from .text_classifier import TextPhase
+from .training import micro_batch_size
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +48,12 @@ def load_clip(cfg: CfgNode) -> CLIP:
     device = choose_device(cfg.DEVICE)
     backbone = cfg.MODEL.BACKBONE
     name = find_backbone(backbone.NAME)
+    if device.type == "cuda":
+        allow_tf32(cfg.MODEL.TF32)
     model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
                          image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
                          stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
+    log.info("the backbone computes in %s", model.precision)
     for key, meant in (("PIXEL_MEAN", model.source.pixel_mean), ("PIXEL_STD", model.source.pixel_std)):
         if not np.allclose(cfg.INPUT[key], meant, rtol=0, atol=1e-3):
             log.warning("%s was trained on images of another INPUT.%s than %s: set it to %s", backbone.NAME, key,
@@ -80,12 +88,28 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may multiply fp32 matrices, and convolve, with inputs rounded to TF32: 11 bits in place of 24."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def environment(clip_model: CLIP) -> dict[str, object]:
-    """What a reader needs to repeat the run's numbers."""
+    """What a reader needs to repeat the run's numbers, and when and on what they were made."""
     device = clip_model.visual.proj.device
-    return {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"date": now, "python": platform.python_version(), "torch": torch.__version__,
+            "system": platform.platform(), "processor": processor(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "precision": clip_model.precision,
             "threads": torch.get_num_threads()}
+
+
+def processor() -> str:
+    """The CPU's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 # Compiling takes about a minute; it pays beyond so much work, in FLOP. On a CPU it saved nothing measurable (ViT-B/32,
@@ -100,13 +124,14 @@ def image_flops(visual: VisualTransformer, prompts: int = 0) -> float:
     return layers * tokens * (24 * width ** 2 + 4 * tokens * width)
 
 
-def prepare_blocks(clip_model: CLIP, cfg: CfgNode, images: int) -> None:
-    """Set MODEL.CHECKPOINT_GRADIENTS, and compile the image tower's blocks as MODEL.COMPILE says.
+def prepare_blocks(clip_model: CLIP, cfg: CfgNode, images: int, loader: ViewLoader | None = None) -> None:
+    """Set MODEL.CHECKPOINT_GRADIENTS, and compile as MODEL.COMPILE says the image tower's blocks and, on a GPU, what
+    makes the views of `loader`'s full batches. Call it once the trained parameters are known: they are compiled in.
 
     `images` is how many images the run trains on in all, each epoch's counted: `auto` compiles where that much work
     is worth the wait, which depends on the settings and the kind of device alone, so that a run can be repeated. The
     compiled code is kept between runs by torch (TORCHINDUCTOR_CACHE_DIR). Where compiling fails, for want of a
-    compiler as a rule, a line says so and the blocks stay as they are.
+    compiler as a rule, a line says so and all stays as it is.
     """
     visual = clip_model.visual
     visual.transformer.checkpoint = cfg.MODEL.CHECKPOINT_GRADIENTS
@@ -119,12 +144,23 @@ def prepare_blocks(clip_model: CLIP, cfg: CfgNode, images: int) -> None:
     for block in blocks:
         block.compile()
     try:
-        blocks[0](torch.zeros(2, len(visual.positional_embedding), visual.class_embedding.numel(), device=device,
-                              dtype=visual.conv1.weight.dtype))
+        # a first call of the student's shape: another one after it makes sizes variables, and this one stays as it is
+        tokens = torch.zeros(student_shape(visual, cfg), device=device, dtype=visual.conv1.weight.dtype)
+        torch.autograd.grad(blocks[0](tokens.requires_grad_()).sum(), tokens)
+        if loader and device.type == "cuda":
+            loader.compile_views(loader.batch_sampler.batch_images(0) // distributed.world_size())
     except RuntimeError as error:  # torch's compile errors are of this kind
         log.info("the blocks are not compiled (%s)", " ".join(str(error).split("\n\n")[0].split()))
         for block in blocks:
             block._compiled_call_impl = None
+
+
+def student_shape(visual: VisualTransformer, cfg: CfgNode) -> tuple[int, int, int]:
+    """[images, tokens, width] of what the first block sees of a full batch, a micro-batch at a time."""
+    prompts = cfg.MULTI_LAYER_PROMPT.NUM if cfg.TRAINER.NAME == "MultiLayerLaFTer" else cfg.PROMPT_NUM
+    images = micro_batch_size(cfg, visual.proj.device) or CPU_MICRO_BATCH
+    return (min(images, images_per_step(cfg)), len(visual.positional_embedding) + prompts,
+            visual.class_embedding.numel())
 
 
 def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device | str = "cpu") -> dict[str, ViewLoader]:
@@ -142,7 +178,8 @@ def build_loaders(cfg: CfgNode, splits: Splits, size: int, device: torch.device 
     cache = None
     if cfg.DATALOADER.CACHE_GB:
         folder = Path(cfg.DATALOADER.CACHE_DIR) if cfg.DATALOADER.CACHE_DIR else Path(cfg.OUTPUT_DIR) / "cache"
-        cache = ImageCache(folder, int(cfg.DATALOADER.CACHE_GB * 1e9))
+        # of the processes on a machine the first fills the cache, the others take what is there
+        cache = ImageCache(folder, 0 if distributed.local_rank() else int(cfg.DATALOADER.CACHE_GB * 1e9))
     train_size, batch_size = images_per_step(cfg), cfg.DATALOADER.TEST.BATCH_SIZE
     needed = max(batch_bytes(views.values(), train_size), batch_bytes([weak], batch_size))
     build = functools.partial(build_loader, workers=affordable_workers(cfg.DATALOADER.NUM_WORKERS, needed),
@@ -219,11 +256,19 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, text: TextPha
              f": {batches} times {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
-        teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY)
+        teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY,
+                          cfg.PSEUDO_LABEL.CALIBRATION, cfg.PSEUDO_LABEL.PRIOR, build_weights(cfg))
     scaler = torch.amp.GradScaler(model.adapter.weight.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
     training = Training(model, teacher, optimizer, scheduler, scaler, identity, cfg.dump(),
                         interrupts or Interrupts(), references=text.references, unreadable=list(text.unreadable))
+    training.graphs = StepGraphs(training.parameters(), enabled=records_steps(cfg, training.device))
     return training, criterion
+
+
+def records_steps(cfg: CfgNode, device: torch.device) -> bool:
+    """Whether TRAIN.CUDA_GRAPH has steps recorded. `on` on another device than a GPU runs them on fixed memory."""
+    fixed = distributed.world_size() == 1 and cfg.MODEL.PRECISION != "fp16"  # whose scaler leaves steps out
+    return fixed and cfg.TRAIN.CUDA_GRAPH in (("auto", "on") if device.type == "cuda" else ("on",))
 
 
 def count_parameters(model: Tunable) -> dict[str, int]:

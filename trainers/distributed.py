@@ -160,6 +160,18 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def gather_rows(rows: Tensor, images: int) -> Tensor:
+    """The rows [n, k] that each process has for its part of a batch of `images`, of all processes as [m, k]. Where a
+    process has fewer rows than images, rows of zeros fill its place: all know m, and none waits for a number."""
+    if world_size() == 1:
+        return rows
+    gathered = rows.new_zeros(world_size(), -(-images // world_size()), rows.shape[1])
+    gathered[rank(), :len(rows)] = rows
+    with _lost_process():
+        dist.all_reduce(gathered)
+    return gathered.flatten(0, 1)
+
+
 def add_up(shards: Sequence[dict[str, float | Tensor]]) -> Counter:
     """The sums by name over several processes' shards; what a shard does not name adds nothing."""
     total = Counter()

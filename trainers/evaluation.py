@@ -85,16 +85,21 @@ def predict(model: Tunable, loader: ViewLoader, what: str = "evaluation",
 
 def evaluate(model: Tunable, loaders: dict[str, ViewLoader],
              references: dict[str, Tensor] | None = None) -> dict[str, dict[str, object]]:
-    """The metrics of each split and what the stages say by themselves; the same forward as in training. `unreadable`
-    lists what was said of images that were left out, if there are any. Where nothing is labelled, `references` holds
-    what agreement is measured with: for each split, the classes [n] that the text classifier predicts."""
-    metrics = {}
-    for split, loader in loaders.items():
-        stages = StageStatistics()
-        outputs = predict(model, loader, split, stages)
-        stages.gather()
-        metrics[split] = score(outputs["probabilities"], outputs["labels"], outputs.get("distributions"),
-                               (references or {}).get(split)) | stages.result()
-        if outputs["unreadable"]:
-            metrics[split]["unreadable"] = outputs["unreadable"]
-    return metrics
+    """The metrics of each split, as `score_split`. Where nothing is labelled, `references` holds what agreement is
+    measured with: for each split, the classes [n] that the text classifier predicts."""
+    return {split: score_split(model, loader, split, (references or {}).get(split))[0]
+            for split, loader in loaders.items()}
+
+
+def score_split(model: Tunable, loader: ViewLoader, split: str,
+                reference: Tensor | None = None) -> tuple[dict[str, object], dict[str, object]]:
+    """A split's metrics and what the stages say by themselves, and the outputs of `predict` that they are of; the same
+    forward as in training. `unreadable` lists what was said of images that were left out, if there are any."""
+    stages = StageStatistics()
+    outputs = predict(model, loader, split, stages)
+    stages.gather()
+    metrics = score(outputs["probabilities"], outputs["labels"], outputs.get("distributions"),
+                    reference) | stages.result()
+    if outputs["unreadable"]:
+        metrics["unreadable"] = outputs["unreadable"]
+    return metrics, outputs

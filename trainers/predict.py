@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from yacs.config import CfgNode
@@ -26,12 +27,14 @@ from utils.data.loader import PARAMS, ViewLoader, micro_batches
 from utils.data.shared_memory import affordable_workers, batch_bytes
 from utils.data.views import WeakView, build_views
 from utils.errors import InputError
-from utils.files import read_text
+from utils.files import read_text, write_whole
+from utils.report.predictions import SHOWN
+from utils.report.thumbnails import make_thumbnail
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
-from utils.runs.record import write_text
 from utils.utils import Tunable
 
 from .build import build_student
+from .calibration import calibrate, check_calibration, enough_images
 from .distributed import bar_settings
 from .state import load_tuned
 
@@ -99,7 +102,8 @@ def find_files(path: Path) -> list[Path]:
 
 
 class ImageFiles(Dataset):
-    """Files as `ImageDataset` gives them, view `weak`, each with its `error`: why it could not be read, or nothing."""
+    """Files as `ImageDataset` gives them, view `weak`, each with its `error`: why it could not be read, or nothing;
+    and the first SHOWN, which a page has room for, with their `thumbnail`, a JPEG: none is decoded for it again."""
 
     def __init__(self, files: Sequence[Path], view: WeakView, decoding: Decoding):
         self.files, self.views, self.decoding = list(files), {"weak": view}, decoding
@@ -108,19 +112,47 @@ class ImageFiles(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        view, message = self.views["weak"], ""
+        view, message, thumbnail = self.views["weak"], "", b""
         try:
-            pixels = view.prepare(read_image(self.files[index], self.decoding))
+            picture = read_image(self.files[index], self.decoding)
+            pixels = view.prepare(picture)
+            thumbnail = make_thumbnail(picture) if index < SHOWN else b""
         except InputError as error:
             pixels, message = np.zeros(view.stored_shape(1, 1), dtype=np.uint8), str(error)
         image, params = view.sample(pixels, np.random.default_rng(0))
-        return {"weak": image, "weak" + PARAMS: params, "error": message}
+        return {"weak": image, "weak" + PARAMS: params, "error": message, "thumbnail": thumbnail}
+
+
+def check_calibrated(cfg: CfgNode, images: int, classes: int, calibration: str) -> None:
+    """InputError where predictions cannot be calibrated: for too few images, and of a dual-task model."""
+    if calibration and cfg.DUAL_TASK.ENABLED:
+        raise InputError("--calibrate is for models that classify: a dual-task model predicts distributions, and how "
+                         "much of each emotion a pile of images evokes is what it is asked for: leave it out")
+    check_calibration(calibration or "none", images, classes, cfg.PSEUDO_LABEL.PRIOR)
+
+
+def class_probabilities(logits: Tensor, calibration: str, prior: Sequence[float] = ()) -> Tensor:
+    """Logits [n, classes] of n images → probabilities, calibrated by these images as `calibrate` says, or not ("").
+    What `std` has divided by each class's standard deviation is multiplied by their mean: confidences keep their
+    size."""
+    if not calibration:
+        return logits.softmax(-1)
+    calibrated = calibrate(logits, calibration, prior)
+    if calibration == "std":
+        calibrated = calibrated * logits.std(0, correction=0).mean()
+    return calibrated if calibration == "balance" else calibrated.softmax(-1)
 
 
 @torch.no_grad()
-def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[str], cfg: CfgNode) -> Iterator[dict]:
+def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[str], cfg: CfgNode,
+                  calibration: str = "") -> Iterator[tuple[dict, bytes]]:
     """A row per file: `file`, `prediction` (the most probable class), `confidence` (its probability), `probabilities`
-    {class: p} and, of a dual-task model, `distribution`. An unreadable file's row has `file` and `error`.
+    {class: p} and, of a dual-task model, `distribution`. An unreadable file's row has `file` and `error`. With each
+    row the file's thumbnail, a JPEG, as `ImageFiles` has it.
+
+    With a `calibration`, as `calibrate` has them, all that is told is corrected by the statistics of these images; the
+    rows name it as `calibration`, and as `uncalibrated` the class that they would tell otherwise. Where too few of them
+    can be read, they are not, and the rows are as ever.
 
     A dual-task model has one output for both tasks, trained towards the distribution blended with the label: its
     probabilities are what the metrics of distributions score, and what `distribution` repeats.
@@ -132,36 +164,51 @@ def predict_files(model: Tunable, files: Sequence[Path], classnames: Sequence[st
                   -(-len(files) // batch_size))
     loader = ViewLoader(ImageFiles(files, weak, choose_decoding(cfg, own=True)), model.adapter.weight.device, workers,
                         cfg.DATALOADER.TIMEOUT, batch_size=batch_size)
-    names = iter(files)
+    logits, errors, thumbnails = [], [], []
     for batch in tqdm(loader, desc="prediction", leave=False, **bar_settings()):
-        probabilities = torch.cat([model(micro["weak"]).logits.softmax(-1).cpu() for micro in micro_batches(batch)])
-        for row, error in zip(probabilities, batch["error"]):
-            file = str(next(names))
-            if error:
-                yield {"file": file, "error": error}
-                continue
-            shares = dict(zip(classnames, row.tolist()))
-            best = max(shares, key=shares.get)
-            yield {"file": file, "prediction": best, "confidence": shares[best], "probabilities": shares,
-                   **({"distribution": shares} if cfg.DUAL_TASK.ENABLED else {})}
+        logits += [model(micro["weak"]).logits for micro in micro_batches(batch)]
+        errors += batch["error"]
+        thumbnails += batch["thumbnail"]
+    logits = torch.cat(logits)[[not error for error in errors]]
+    calibration = calibration if enough_images(*logits.shape) else ""
+    plain = logits.argmax(1).tolist()
+    predicted = iter(zip(class_probabilities(logits, calibration, cfg.PSEUDO_LABEL.PRIOR).tolist(), plain))
+    for file, error, thumbnail in zip(files, errors, thumbnails):
+        if error:
+            yield {"file": str(file), "error": error}, thumbnail
+            continue
+        row, otherwise = next(predicted)
+        shares = dict(zip(classnames, row))
+        best = max(shares, key=shares.get)
+        told = {"file": str(file), "prediction": best, "confidence": shares[best], "probabilities": shares}
+        if cfg.DUAL_TASK.ENABLED:
+            told["distribution"] = shares
+        if calibration:
+            told |= {"calibration": calibration, "uncalibrated": classnames[otherwise]}
+        yield told, thumbnail
 
 
 def write_predictions(rows: Sequence[dict], classnames: Sequence[str], folder: Path) -> tuple[Path, Path]:
-    """predictions.csv (a column `p(<class>)` per class) and predictions.jsonl (the rows as they are) in `folder`.
+    """predictions.csv (a column `p(<class>)` per class, and where calibrated `calibration` and `uncalibrated`) and
+    predictions.jsonl (the rows as they are) in `folder`.
 
-    The table opens with a byte order mark: without it Excel takes UTF-8 for the system's own encoding.
+    The table opens with a byte order mark: without it Excel takes UTF-8 for the system's own encoding. What is no
+    character in a file's name stands as JSON escapes it, so that the lines give back the very name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["file", "prediction", "confidence", *(f"p({name})" for name in classnames), "error"])
+    also = [name for name in ("calibration", "uncalibrated") if any(name in row for row in rows)]
+    writer.writerow(["file", "prediction", "confidence", *also, *(f"p({name})" for name in classnames), "error"])
     for row in rows:
         shares = row.get("probabilities", {})
         writer.writerow([row["file"], row.get("prediction", ""), _rounded(row.get("confidence")),
-                         *(_rounded(shares.get(name)) for name in classnames), row.get("error", "")])
+                         *(row.get(name, "") for name in also), *(_rounded(shares.get(name)) for name in classnames),
+                         row.get("error", "")])
     paths = folder / "predictions.csv", folder / "predictions.jsonl"
-    write_text(paths[0], "\ufeff" + table.getvalue())
-    write_text(paths[1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    texts = "\ufeff" + table.getvalue(), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for path, text in zip(paths, texts):
+        write_whole(path, text.encode(errors="backslashreplace"))
     return paths
 
 

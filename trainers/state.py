@@ -18,6 +18,7 @@ from utils.runs.signals import Interrupts
 from utils.utils import Tunable
 
 from . import distributed
+from .cuda_graph import StepGraphs
 from .teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Training:
     rows: dict[str, dict] = field(default_factory=dict)  # of the record: `untrained`, `last`, `best` on validation
     unreadable: list[str] = field(default_factory=list)  # of the whole run, each once
     skipped: int = 0  # steps in a row, up to the last fetched, that fp16's scaler left out; a new start counts anew
+    graphs: StepGraphs = field(default_factory=StepGraphs)
     references: dict[str, Tensor] = field(default_factory=dict)  # per split, classes [n] as the text classifier says
 
     def state_dict(self) -> dict[str, object]:
@@ -104,6 +106,11 @@ class Training:
     @property
     def device(self) -> torch.device:
         return self.model.adapter.weight.device
+
+    def graph_key(self) -> tuple:
+        """What a recording of a step holds fast that may change from epoch to epoch: rates, and what trains."""
+        return (tuple(group["lr"] for group in self.optimizer.param_groups),
+                tuple(parameter.requires_grad for parameter in self.parameters()))
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What the optimiser steps."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.data.items import UNKNOWN
@@ -104,87 +105,93 @@ class StepNumbers(NamedTuple):
 
 
 class TrainingStatistics:
-    """What an epoch's row tells of training: sums over its images and over its steps. They stay on the device, in
-    double precision where it has that, so that no step waits for a number; `fetch` and `totals` ask for them.
+    """What an epoch's row tells of training: sums over its images and over its steps. What a step tells stays on the
+    device until `fetch` asks for it, so that no step waits for a number.
 
     Of several processes each adds up its own images; the gradients, and so the sums over the steps, are the same in
     all. `sums` is `totals` of an interrupted epoch.
     """
 
     def __init__(self, model: Tunable, sums: dict[str, dict[str, float]] | None = None):
-        self.kinds, self.stages = kinds_and_stages(model)
-        self.parameters = {name: dict(model.named_parameters())[name] for name in self.kinds}
-        device = model.adapter.weight.device
-        self.precision = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
-        zero = torch.zeros((), **self.precision)
-        self.images, self.steps = (defaultdict(lambda: zero, {
-            name: torch.tensor(value, **self.precision) for name, value in (sums or {}).get(kind, {}).items()})
-            for kind in ("images", "steps"))
+        (kinds, stages), parameters = kinds_and_stages(model), dict(model.named_parameters())
+        self.parts: dict[str, list[nn.Parameter]] = defaultdict(list)
+        for name, kind in kinds.items():
+            self.parts[f"{kind} {stages.get(name, 0)}"].append(parameters[name])
+        self.images, self.steps = (Counter((sums or {}).get(kind, {})) for kind in ("images", "steps"))
         if not distributed.is_main():
             self.images.clear()  # the first process has them
-        self.losses: dict[str, Tensor] = {}  # of the batch under way
-        self.batch: dict[str, Tensor] = {}  # what it will add to `images`
-        self.recent: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]] = []
-
-    @torch.no_grad()
-    def add_batch(self, losses: dict[str, Tensor], batch: dict[str, Tensor], pseudo_labelled: bool) -> None:
-        """Note this process's part of a batch, which counts when its step is done: the parts of the loss, means over
-        its images; and, where a teacher `pseudo_labelled` it, how many of its `target`s [batch] are the true labels, as
-        far as those are known."""
-        count = len(batch["target"])
-        self.losses = {"loss": sum(losses.values()), **losses}
-        self.batch = {"images": torch.tensor(count), **{name: loss.to(**self.precision) * count
-                                                        for name, loss in self.losses.items()}}
-        if pseudo_labelled:
-            truth = batch["label"].to(batch["target"].device)
-            known = truth != UNKNOWN
-            self.batch |= {"known": known.sum(), "right": ((batch["target"] == truth) & known).sum()}
+        self.recent: list[tuple[int, int, list[str], list[str], Tensor]] = []
 
     @torch.no_grad()
     def gradient_norms(self) -> dict[str, Tensor]:
-        """The norms of the gradients as they are now, by kind of parameter and stage."""
-        parts: dict[str, list[Tensor]] = defaultdict(list)
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                parts[f"{self.kinds[name]} {self.stages.get(name, 0)}"].append(parameter.grad.float().norm())
-        return {key: torch.stack(norms).norm() for key, norms in parts.items()}
+        """The norms of the gradients as they are now, by kind of parameter and stage, as in `prompts 0`."""
+        parts = {key: [parameter.grad for parameter in part if parameter.grad is not None]
+                 for key, part in self.parts.items()}
+        parts = {key: gradients for key, gradients in parts.items() if gradients}
+        each = torch._foreach_norm([gradient for gradients in parts.values() for gradient in gradients])
+        by_part = torch.stack(each).split([len(gradients) for gradients in parts.values()])
+        return dict(zip(parts, torch._foreach_norm(list(by_part))))
 
     @torch.no_grad()
-    def add_step(self, step: int, norm: Tensor, norms: dict[str, Tensor]) -> None:
-        """Add a step of the optimiser and its batch: `norm` of all its gradients, and `norms` as `gradient_norms`
-        tells them. Of one whose norm is not finite, which fp16's scaler leaves out, only that it was is added."""
-        taken, norms = norm.isfinite(), {"grad_norm": norm, **norms}
-        for sums, terms in ((self.images, self.batch),
-                            (self.steps, {name: torch.where(taken, value, 0) for name, value in norms.items()}),
-                            (self.steps, {"taken": taken, "skipped_steps": ~taken})):
-            for name, term in terms.items():
-                sums[name] = sums[name] + term.to(**self.precision)
-        self.recent.append((step, self.losses, norms))
-        self.losses, self.batch = {}, {}
+    def add_step(self, step: int, images: int, losses: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
+        """Add a step of the optimiser with what this process saw of its batch: so many `images`, `losses` as
+        `batch_numbers` tells them ({} of none), and `norms` of its gradients: of all as `grad_norm`, and as
+        `gradient_norms` tells them."""
+        numbers = torch.stack([*losses.values(), *norms.values()])
+        self.recent.append((step, images, list(losses), list(norms), numbers))
 
     def fetch(self) -> list[StepNumbers]:
-        """The steps since the last call, in numbers."""
-        tensors = [value.to(**self.precision) for _, *pair in self.recent for own in pair for value in own.values()]
-        values = iter(torch.stack(tensors).tolist() if tensors else [])
-        steps = [StepNumbers(step, *({name: next(values) for name in own} for own in pair))
-                 for step, *pair in self.recent]
+        """The steps since the last call, in numbers, which are added to the sums; in double precision. Of a step whose
+        norm is not finite, which fp16's scaler leaves out, the norms do not count."""
+        values = iter(torch.cat([numbers for *_, numbers in self.recent]).tolist() if self.recent else [])
+        steps = []
+        for step, images, loss_names, norm_names, _ in self.recent:
+            losses, norms = ({name: next(values) for name in names} for names in (loss_names, norm_names))
+            counts = {name: losses.pop(name) for name in COUNTS if name in losses}
+            taken = math.isfinite(norms["grad_norm"])
+            sums = {name: loss * images for name, loss in losses.items()}
+            self.images.update({"images": float(images), **counts, **sums})
+            self.steps.update({**{name: norm if taken else 0.0 for name, norm in norms.items()},
+                               "taken": float(taken), "skipped_steps": float(not taken)})
+            steps.append(StepNumbers(step, losses, norms))
         self.recent = []
         return steps
 
     def totals(self) -> dict[str, dict[str, float]]:
-        """The sums over all processes' `images`, and over the `steps`, as plain numbers."""
-        images = distributed.gather({name: value.item() for name, value in self.images.items()})
-        return {"images": dict(distributed.add_up(images)),
-                "steps": {name: value.item() for name, value in self.steps.items()}}
+        """The sums of the steps that were fetched: over all processes' `images`, and over the `steps`."""
+        return {"images": dict(distributed.add_up(distributed.gather(dict(self.images)))), "steps": dict(self.steps)}
+
+
+COUNTS = ("known", "right", "right_uncalibrated", "weight")  # sums in a batch's numbers; the others are means over it
+
+
+@torch.no_grad()
+def batch_numbers(losses: dict[str, Tensor], batch: dict[str, Tensor], pseudo_labelled: bool) -> dict[str, Tensor]:
+    """What `TrainingStatistics` keeps of a batch: the loss and its parts, means over its images; and, where a teacher
+    `pseudo_labelled` it, how many of its `target`s [batch] are the true labels, as far as those are known, and how many
+    would be without calibration."""
+    numbers = {"loss": sum(losses.values()), **losses}
+    if pseudo_labelled:
+        known = batch["label"] != UNKNOWN
+        kinds = {"right": "target", "right_uncalibrated": "uncalibrated"}
+        numbers |= {"known": known.sum(dtype=torch.float32), **{
+            name: ((batch[column] == batch["label"]) & known).sum(dtype=torch.float32)
+            for name, column in kinds.items() if column in batch}}
+    if "weight" in batch:
+        numbers["weight"] = batch["weight"].sum()
+    return numbers
 
 
 def summarise_training(sums: dict[str, dict[str, float]], model: Tunable) -> dict[str, object]:
     """An epoch's row of the record from `TrainingStatistics.totals`: the means over the images of the loss and its
     parts; over the steps that were taken the mean norm of the gradient and, as `gradient_norms`, per kind a list over
     the stages, or of one value (None where nothing trained); `skipped_steps`, how many fp16's scaler left out, if
-    any; where known, the pseudo-labels' accuracy."""
+    any; where known, the pseudo-labels' accuracy, and what it would be without calibration; the mean weight of the
+    images, where they are weighted."""
     images, steps = dict(sums["images"]), dict(sums["steps"])
-    count, known, right = (images.pop(name, 0) for name in ("images", "known", "right"))
+    count, known, right, plain = (images.pop(name, None) for name in ("images", "known", "right", "right_uncalibrated"))
+    if "weight" in images:
+        images["pseudo_label_weight"] = images.pop("weight")
     taken = steps.get("taken", 0)
     row: dict[str, object] = {name: total / count for name, total in images.items()}
     if taken:
@@ -193,6 +200,8 @@ def summarise_training(sums: dict[str, dict[str, float]], model: Tunable) -> dic
         row["skipped_steps"] = int(steps["skipped_steps"])
     if known:
         row["pseudo_label_accuracy"] = right / known
+        if plain is not None:
+            row["pseudo_label_accuracy_uncalibrated"] = plain / known
     kinds, stages = kinds_and_stages(model)
     row["gradient_norms"] = {}
     for kind in dict.fromkeys(kinds.values()):

@@ -16,6 +16,7 @@ from utils.data.images import summarise_unreadable
 from utils.data.items import Splits
 from utils.data.loader import ViewLoader
 from utils.metrics import one_sided, score
+from utils.report.tables import METHODS
 from utils.utils import setup_text_training_utils
 
 from .distributed import bar_settings
@@ -29,7 +30,7 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
     """The weight [classes, embed_dim] of Linear(embed_dim, classes, bias=False) after TEXT.EPOCHS full-batch steps.
 
     In each step the unit-length text features get Gaussian noise of std TEXT.NOISE_STD, which makes up for the gap
-    between texts and images (LaFTer, section 3.1). The noise is drawn on the CPU: the same on every device.
+    between texts and images (LaFTer, section 3.1). It is drawn on the device, by whose kind it differs.
     With TEXT.EPOCHS 0 it is the class means of the texts: a weight that no step has changed would be random.
     """
     if not cfg.TEXT.EPOCHS:
@@ -41,10 +42,10 @@ def train_text_classifier(texts: TextFeatures, num_classes: int, cfg: CfgNode, d
                                weight_decay=cfg.OPTIM.WEIGHT_DECAY, optimizer=cfg.OPTIM.NAME,
                                label_smoothing=cfg.TEXT.LABEL_SMOOTHING)
     optimizer, scheduler, criterion = setup_text_training_utils(settings, head)
-    labels = texts.labels.to(device)
-    for _ in trange(cfg.TEXT.EPOCHS, desc="text classifier", leave=False, **bar_settings()):
-        noise = cfg.TEXT.NOISE_STD * torch.randn(texts.features.shape)
-        loss = criterion(head((texts.features + noise).to(device)), labels)
+    features, labels = texts.features.to(device), texts.labels.to(device)
+    for _ in trange(cfg.TEXT.EPOCHS, desc="text phase", leave=False, **bar_settings()):
+        noise = cfg.TEXT.NOISE_STD * torch.randn_like(features)
+        loss = criterion(head(features + noise), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -86,7 +87,7 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
             metrics = score(probabilities, outputs["labels"], outputs.get("distributions"), reference)
             result.metrics[split][name] = metrics
             if "top1" in metrics:
-                log.info("%s, %s: %.1f %%", name.replace("_", " "), split, 100 * metrics["top1"])
+                log.info("%s, %s: %.1f %%", METHODS[name], split, 100 * metrics["top1"])
         if (label := one_sided(metrics)) is not None:
             log.warning("%s: the classifier that labels the images predicts nearly all of them as %s", split,
                         splits.classnames[label])

@@ -22,7 +22,7 @@ import clip
 from clip.model import CLIP
 from utils.config import resolve_path
 from utils.datasets.reading import normal_name, shorten
-from utils.errors import InputError
+from utils.errors import InputError, words
 from utils.files import read_json
 from utils.runs.checkpoint import DAMAGED_ARCHIVE
 
@@ -173,7 +173,7 @@ def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: C
                              "names, load a full CLIP, or skip the text phase (TEXT.SKIP True with true labels)")
     texts = class_texts(classnames, mode, cfg)
     labels = torch.tensor([label for label, own in enumerate(texts) for _ in own])
-    key = cache_key(texts, clip.weights_hash(clip_model), cfg.MODEL.PRECISION, clip_model.quick_gelu)
+    key = cache_key(texts, clip.weights_hash(clip_model), clip_model.precision, clip_model.quick_gelu)
     path = Path(cfg.TEXT.CACHE_DIR) / f"texts_{key}.npz"
     cached = _read_cache(path)
     if cached is None:
@@ -210,7 +210,7 @@ def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:
         with np.load(path, allow_pickle=False) as data:
             return torch.from_numpy(data["features"]), torch.from_numpy(data["cut"])
     except DAMAGED_ARCHIVE as error:
-        log.warning("%s is damaged (%s): encoding the texts anew", path, " ".join(str(error).split()))
+        log.warning("%s is damaged (%s): encoding the texts anew", path, words(error, path))
         return None
 
 
@@ -234,7 +234,7 @@ def read_text_features(path: Path, classnames: Sequence[str], embed_dim: int, te
         data = dict(np.load(path, allow_pickle=False))
         features = F.normalize(torch.from_numpy(data["features"].astype(np.float32)), dim=-1)
     except DAMAGED_ARCHIVE as error:
-        raise InputError(f"{path} is no .npz file with an array 'features' ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path} is no .npz file with an array 'features' ({words(error, path)})") from error
     if features.ndim != 2 or features.shape[1] != embed_dim:
         raise InputError(f"{path}: features are {list(features.shape)}, but the backbone's joint space has width "
                          f"{embed_dim}")

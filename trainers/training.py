@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -16,19 +17,19 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from utils.data.items import UNKNOWN
-from utils.data.loader import ViewLoader, micro_batches
+from utils.data.loader import ViewLoader, micro_batches, send
 from utils.errors import InputError, SystemFailure, TrainingError
 from utils.failures import plain_errors
 from utils.runs.checkpoint import INTERRUPTED, epoch_path, prune, save_checkpoint
 from utils.runs.record import Run
 from utils.runs.signals import Interrupted
-from utils.utils import Tunable
+from utils.utils import Tunable, spoken
 
 from . import distributed
 from .evaluation import evaluate
-from .objective import Objective
+from .objective import PARTS, Objective
 from .state import Progress, Training
-from .statistics import StepNumbers, TrainingStatistics, model_statistics, summarise_training
+from .statistics import StepNumbers, TrainingStatistics, batch_numbers, model_statistics, summarise_training
 from .teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -43,38 +44,28 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
     machine fails a single process (SystemFailure), `training.progress` tells how far it came. Raises TrainingError for
     a loss or a gradient that is not finite, PRINT_FREQ steps after it at the latest.
     """
-    model, teacher, optimizer, scaler = training.model, training.teacher, training.optimizer, training.scaler
     parameters, progress, sampler = training.parameters(), training.progress, loader.batch_sampler
     sampler.epoch, sampler.start = training.epoch, progress.step
-    statistics, micro_size = TrainingStatistics(model, progress.sums), micro_batch_size(cfg, training.device)
+    statistics, full = TrainingStatistics(training.model, progress.sums), sampler.batch_images(0)
     bar = tqdm(total=sampler.num_batches, initial=progress.step, leave=False, **distributed.bar_settings(),
                desc=f"epoch {training.epoch + 1}/{cfg.OPTIM.MAX_EPOCH}")
     with training.interrupts.deferred(), bar, progress_kept(training, statistics, loader) as done:
         for step, batch in enumerate(loader, start=progress.step):
             planned = sampler.batch_images(step)  # images of the batch, in all processes
             own = len(batch.get("label", ()))  # of these, what this process could read
+            if objective.fairness:
+                batch["mean_prediction"] = mean_prediction(training, cfg, batch, own).expand(own, -1)
+            key = training.graph_key() if own == full else None  # what runs alike from batch to batch may be recorded
+            losses = {}
             if own:
-                batch["target"] = choose_labels(teacher, batch, training.device)
-                losses = Counter()
-                for micro in micro_batches(batch, micro_size):
-                    parts, images = step_loss(model, objective, micro), len(micro["target"])
-                    scaler.scale(sum(parts.values()) * (images / planned)).backward()
-                    losses.update({name: loss.detach() * (images / own) for name, loss in parts.items()})
-                statistics.add_batch(losses, batch, pseudo_labelled=teacher is not None)
+                work = functools.partial(compute_gradients, training, objective, cfg, planned)
+                losses = training.graphs.run("gradients", work, on_device(training, batch), key)
 
             readable, signal = distributed.reduce_step(parameters, own, training.interrupts.signal)
             if readable:
-                scaler.unscale_(optimizer)
-                if readable < planned:  # the mean is over those that could be read
-                    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], planned / readable)
-                norms = statistics.gradient_norms()
-                norm = nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM or math.inf)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-                statistics.add_step(step, norm, norms)
-                if teacher:
-                    teacher.step()
+                work = functools.partial(update, training, statistics, cfg, planned, readable)
+                norms = training.graphs.run("update", work, {}, key)
+                statistics.add_step(step, own, losses, norms)
 
             done.step = step + 1
             bar.update()
@@ -84,6 +75,47 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
                 bar.set_postfix(steps[-1].losses if steps else {})
             training.interrupts.act(signal)
     return training_row(training)
+
+
+def on_device(training: Training, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch's columns on the training device. Raises InputError for an image that there is no label for."""
+    if training.teacher:
+        training.teacher.check(batch)
+    elif (batch["label"] == UNKNOWN).any():
+        raise InputError("TRAIN.SUPERVISION is labels, but some training images have none; use pseudo")
+    return {name: send(column, training.device) for name, column in batch.items()}
+
+
+def compute_gradients(training: Training, objective: Objective, cfg: CfgNode, planned: int,
+                      batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add to the parameters' gradients those of the loss on `batch`, this process's share of the `planned` images of
+    a step; returns `batch_numbers`. Nothing in it waits for the device."""
+    batch = dict(batch)  # what a recording works on stays as it is
+    batch["target"] = choose_labels(training.teacher, batch)
+    own, losses = len(batch["target"]), Counter()
+    for micro in micro_batches(batch, micro_batch_size(cfg, training.device)):
+        parts, images = step_loss(training.model, objective, micro), len(micro["target"])
+        training.scaler.scale(sum(parts.values()) * (images / planned)).backward()
+        losses.update({name: loss.detach() * (images / own) for name, loss in parts.items()})
+    return batch_numbers(losses, batch, pseudo_labelled=training.teacher is not None)
+
+
+def update(training: Training, statistics: TrainingStatistics, cfg: CfgNode, planned: int, readable: int,
+           _: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A step of the optimiser with the gradients of `readable` of the `planned` images, which it takes away; returns
+    their norms, of all as `grad_norm` and by kind and stage. Nothing in it waits for the device."""
+    parameters, optimizer, scaler = training.parameters(), training.optimizer, training.scaler
+    scaler.unscale_(optimizer)
+    if readable < planned:  # the mean is over those that could be read
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], planned / readable)
+    norms = statistics.gradient_norms()
+    norm = nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    if training.teacher:
+        training.teacher.step(planned)
+    return {"grad_norm": norm, **norms}
 
 
 @contextlib.contextmanager
@@ -120,22 +152,29 @@ def micro_batch_size(cfg: CfgNode, device: torch.device) -> int:
     return math.ceil(cfg.DATALOADER.TRAIN_X.BATCH_SIZE / distributed.world_size())
 
 
-def choose_labels(teacher: Teacher | None, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+def choose_labels(teacher: Teacher | None, batch: dict[str, Tensor]) -> Tensor:
     """Labels [batch] that the student learns: the teacher's, or without one the true ones."""
-    if teacher:
-        return teacher.labels(batch)
-    if (batch["label"] == UNKNOWN).any():
-        raise InputError("TRAIN.SUPERVISION is labels, but some training images have none; use pseudo")
-    return batch["label"].to(device)
+    return teacher.labels(batch) if teacher else batch["label"]
 
 
 def step_loss(model: Tunable, objective: Objective, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The parts of the loss on the student's views of a batch, each the mean over its images and views; `target`
     [batch] is what they learn."""
     views = [batch[name] for name in ("strong", "strong2") if name in batch] or [batch["weak"]]
-    device = batch["target"].device
-    per_view = [objective(model(view.to(device)), batch["target"], batch) for view in views]
+    per_view = [objective(model(view), batch["target"], batch) for view in views]
     return {name: sum(parts[name] for parts in per_view) / len(views) for name in per_view[0]}
+
+
+@torch.no_grad()
+def mean_prediction(training: Training, cfg: CfgNode, batch: dict[str, Tensor], own: int) -> Tensor:
+    """The mean [classes] of the student's probabilities over a batch, over all processes, of which this one has `own`
+    images: what a part of the loss that is about the mean needs of the whole batch before its parts go backwards."""
+    total = torch.zeros(1, 1 + training.model.adapter.out_features, device=training.device)
+    for micro in micro_batches(batch, micro_batch_size(cfg, training.device)) if own else ():
+        probabilities = training.model(micro["strong"]).logits.softmax(-1, dtype=torch.float32)
+        total += torch.cat([probabilities.new_full((1,), len(probabilities)), probabilities.sum(0)])
+    total = distributed.gather_rows(total, distributed.world_size()).sum(0)
+    return total[1:] / total[0].clamp(min=1)
 
 
 def check_finite(steps: list[StepNumbers], training: Training) -> None:
@@ -149,12 +188,12 @@ def check_finite(steps: list[StepNumbers], training: Training) -> None:
             what, parts = "the loss", ", ".join(name for name in bad if name != "loss") or "the sum of its parts"
         elif training.skipped >= (MAX_SKIPPED if fp16 else 1):
             kinds = dict.fromkeys(key.split()[0] for key, norm in norms.items() if not math.isfinite(norm))
-            what = f"the gradient of {', '.join(kind for kind in kinds if kind != 'grad_norm')}"
+            what = f"the gradient of {', '.join(spoken(kind) for kind in kinds if kind != 'grad_norm')}"
             what = f"fp16 left out {MAX_SKIPPED} steps in a row: {what}" if fp16 else what
             parts = "loss: " + ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items() if name != "loss")
         else:
             continue
-        rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in training.optimizer.param_groups)
+        rates = ", ".join(f"{spoken(group['name'])} {group['lr']:.3g}" for group in training.optimizer.param_groups)
         raise TrainingError(f"{what} is not finite in epoch {training.epoch + 1}, step {step + 1}: {parts} (learning "
                             f"rates: {rates}); lower --lr, set --max-grad-norm, or set MODEL.PRECISION fp32; the last "
                             "checkpoint is safe")
@@ -208,6 +247,8 @@ def run_epoch(training: Training, objective: Objective, train_loader: ViewLoader
     rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     row = {"epoch": training.epoch + 1, "lr": rates,
            **train_one_epoch(training, objective, train_loader, cfg), **model_statistics(training.model)}
+    if training.teacher:
+        row |= training.teacher.label_statistics()
     row["train_seconds"] = training.progress.seconds
     return row | evaluate(training.model, eval_loaders, training.references)
 
@@ -215,6 +256,8 @@ def run_epoch(training: Training, objective: Objective, train_loader: ViewLoader
 def end_epoch(training: Training, row: dict[str, object], cfg: CfgNode, run: Run) -> None:
     """Move on to the next epoch and save where the run stands: in the record, then in the checkpoints."""
     training.scheduler.step()
+    if training.teacher:
+        training.teacher.end_epoch()
     training.epoch, training.progress = training.epoch + 1, Progress()
     improved = "best" not in training.rows or _validation(row) > _validation(training.rows["best"])
     training.rows |= {"last": row, **({"best": row} if improved else {})}
@@ -237,12 +280,18 @@ def _validation(row: dict) -> float:
 
 
 def summarise(row: dict) -> str:
-    """A row in one line: losses as they are, accuracies (without labels, agreements and confidences) in per cent."""
-    parts = [f"{name} {row[name]:.4f}" for name in ("loss", "consistency") if name in row]
+    """A row in one line: the loss, with its parts where it has several, accuracies (without labels, agreements and
+    confidences) in per cent, and the divergence from annotated distributions."""
+    losses = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in PARTS if name in row]
+    parts = [f"loss {row['loss']:.4f}" + (f" ({', '.join(losses)})" if len(losses) > 1 else "")]
     if "pseudo_label_accuracy" in row:
-        parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %")
+        plain = row.get("pseudo_label_accuracy_uncalibrated")
+        parts.append(f"pseudo-labels {100 * row['pseudo_label_accuracy']:.1f} %"
+                     + ("" if plain is None else f" (uncalibrated {100 * plain:.1f} %)"))
     parts += [f"{row['skipped_steps']} steps left out"] if "skipped_steps" in row else []
-    parts += [f"{split} {100 * row[split]['top1']:.1f} %" for split in ("val", "test") if "top1" in row.get(split, {})]
+    parts += [f"{split} {100 * row[split]['top1']:.1f} %" + (f" (KL {row[split]['kl']:.3f})" if "kl" in row[split] else
+                                                             "")
+              for split in ("val", "test") if "top1" in row.get(split, {})]
     parts += [f"{split} {name} {100 * row[split][name]:.1f} %" for split in ("val", "test")
               for name in ("agreement", "confidence") if name in row.get(split, {})]
     return ", ".join([*parts, f"{row['train_seconds']:.1f} s"])

@@ -21,11 +21,14 @@ PATHS = ("OUTPUT_DIR", "LOG_DIR", "RESUME", "MODEL.BACKBONE.NAME", "MODEL.DOWNLO
          "DATALOADER.CACHE_DIR", "DATASET.CLASSNAMES")  # ~ is the user's home in them
 CHOICES = {
     "TRAINER.NAME": ("LaFTer", "MultiLayerLaFTer"),
-    "MODEL.PRECISION": ("fp32", "fp16", "bf16"),
+    "MODEL.PRECISION": ("fp32", "fp16", "bf16", "auto"),
     "MODEL.COMPILE": ("auto", "on", "off"),
     "TEXT.MODE": ("lafter", "templates_only", "cls_only", "zero_shot"),
+    "TRAIN.CUDA_GRAPH": ("auto", "on", "off"),
     "TRAIN.SUPERVISION": ("pseudo", "labels"),
     "PSEUDO_LABEL.TEACHER": ("shared", "frozen", "ema"),
+    "PSEUDO_LABEL.CALIBRATION": ("none", "mean", "std", "balance"),
+    "PSEUDO_LABEL.WEIGHT": ("none", "confidence", "neighbours"),
     "PROMPT_INIT": ("uniform", "tokens"),
     "MULTI_LAYER_PROMPT.MODE": ("append", "replace"),
     "MULTI_LAYER_PROMPT.NGA": ("gaussian", "uniform", "last"),
@@ -46,7 +49,7 @@ CHOICES = {
 }
 LISTS_OF_TEXTS = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "DATASET.TEMPLATES", "INPUT.TRANSFORMS")
 LISTS_OF_NAMES = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "INPUT.TRANSFORMS")  # commas divide one text into them
-LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE")
+LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE", "PSEUDO_LABEL.PRIOR")
 
 
 def default_config() -> CN:
@@ -56,13 +59,16 @@ def default_config() -> CN:
     cfg.OUTPUT_DIR = "output"
     cfg.EXP_NAME = ""  # "": seed<SEED>
     cfg.LOG_DIR = ""  # where log.txt goes; "": the run's folder
+    cfg.LOG = CN(dict(TENSORBOARD=False))  # True: metrics.jsonl also for TensorBoard, in the run's folder
     cfg.PICTURES = True  # predictions.png: a dozen test images and what the model says of them
     cfg.RESUME = ""  # auto, a run folder or a checkpoint file
     cfg.DEVICE = "auto"  # CUDA, else MPS, else CPU
     cfg.MODEL = CN(dict(
         BACKBONE=CN(dict(NAME="ViT-B/32",
                          QUICK_GELU=None)),  # False: plain GELU; None: as the checkpoint tells, else QuickGELU
-        PRECISION="fp32", DOWNLOAD_ROOT="",
+        PRECISION="fp32",  # auto: bf16 where the device multiplies it fast, else fp32; config.yaml then says which
+        TF32=True,  # CUDA, fp32: products of inputs rounded to TF32, several times as fast; False: all 24 bits
+        DOWNLOAD_ROOT="",
         COMPILE="auto",  # the image tower's blocks; auto: where a run is long enough for it to pay
         CHECKPOINT_GRADIENTS=False))  # less memory for a third more time
     cfg.DATASET = CN(dict(
@@ -100,8 +106,17 @@ def default_config() -> CN:
                        TEMPLATES=[],  # of templates_only; []: DATASET.TEMPLATES
                        SKIP=False, ZERO_SHOT_TEMPLATE="a photo of a {}",
                        TRUNCATE=True))  # texts of over 77 tokens are cut; False: refused
-    cfg.TRAIN = CN(dict(SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1))
-    cfg.PSEUDO_LABEL = CN(dict(TEACHER="shared", EMA_DECAY=0.999))
+    cfg.TRAIN = CN(dict(
+        SUPERVISION="pseudo", PRINT_FREQ=10, SKIP=False, AUGMENT=False, TWO_CROPS=False, KEEP=1,
+        CUDA_GRAPH="auto"))  # record a step and replay it; auto: on a GPU. Never in fp16 or by several processes
+    cfg.PSEUDO_LABEL = CN(dict(
+        TEACHER="shared", EMA_DECAY=0.999,
+        CALIBRATION="none",  # correct the teacher's logits by their mean, mean and std, or balance the classes
+        PRIOR=[],  # of balance: shares by class, in the classes' order; []: uniform
+        WEIGHT="none", NEIGHBOURS=10,  # an image counts by the teacher's confidence, or by its neighbours' agreement
+        SHARE=1.0,  # of each class's images the first epoch learns from the surest alone, the last from all
+        FAIRNESS=0.0,  # weight of a term that makes the mean prediction uniform
+        SOFT=False))  # dual task: the distribution of the teacher's probabilities, not of its label alone
     cfg.PROMPT_INIT = "uniform"
     cfg.PROMPT_INIT_PATCH = 0  # patch size in the bound of `uniform`; 0: the backbone's own. LaFTer's code has 16
     cfg.PROMPT_INIT_IMAGES = 64  # unlabelled training images that `tokens` draws prompts from
@@ -239,7 +254,7 @@ def check_config(cfg: CN) -> None:
     for key in LISTS_OF_NUMBERS:
         if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values[key]):
             raise InputError(f"{key} is {values[key]}; it must be a list of numbers")
-        if key != "OPTIM.STEPSIZE" and len(values[key]) != 3:
+        if key.startswith("INPUT.") and len(values[key]) != 3:
             raise InputError(f"{key} is {values[key]}; it needs a value for each of the 3 channels")
     for key in ("OPTIM.LR", "TEXT.LR", "DATASET.SIGMA_CONF", "MULTI_LAYER_PROMPT.SIGMA", "DUAL_TASK.TEMPERATURE",
                 "MULTI_LAYER_PROMPT.ALIGN_RIDGE"):
@@ -247,11 +262,11 @@ def check_config(cfg: CN) -> None:
             raise InputError(f"{key} is {values[key]}; it must be above 0")
     for key in ("OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE",
                 "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ", "INPUT.MAX_PIXELS",
-                "INPUT.SOURCE_SCALE"):
+                "INPUT.SOURCE_SCALE", "PSEUDO_LABEL.NEIGHBOURS"):
         if values[key] < 1:
             raise InputError(f"{key} is {values[key]}; it must be at least 1")
     for key in ("DUAL_TASK.LAMBDA", "DATASET.TEST_FRACTION", "DATASET.VAL_FRACTION", "PSEUDO_LABEL.EMA_DECAY",
-                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "INPUT.BLUR_PROB"):
+                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "INPUT.BLUR_PROB", "PSEUDO_LABEL.SHARE"):
         if not 0 <= values[key] <= 1:
             raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
     if cfg.MODEL.BACKBONE.QUICK_GELU not in (None, True, False):
@@ -266,7 +281,7 @@ def check_config(cfg: CN) -> None:
     for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
                 "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
                 "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM", "DATALOADER.CACHE_GB",
-                "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH", "DATALOADER.TIMEOUT"):
+                "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH", "DATALOADER.TIMEOUT", "PSEUDO_LABEL.FAIRNESS"):
         if not values[key] >= 0:
             raise InputError(f"{key} is {values[key]}; it must not be negative")
     if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .config import CHOICES, IMAGE_PHASE
 from .errors import InputError
 
+CALIBRATIONS = tuple(mode for mode in CHOICES["PSEUDO_LABEL.CALIBRATION"] if mode != "none")
 REFUSED = {
     "--source-domains": "the data sets here have no domains; choose the data with --dataset-config-file",
     "--target-domains": "the data sets here have no domains; choose the data with --dataset-config-file",
@@ -77,6 +78,7 @@ class Flags(NamedTuple):
     load_epoch: int | None
     predict: str
     predict_out: str
+    calibrate: str
     list_datasets: bool
 
 
@@ -101,7 +103,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--predict", default="", metavar="PATH",
                         help="an image, a folder of them or a .txt list: the --model-dir run's predictions of them")
     parser.add_argument("--predict-out", default="", metavar="FOLDER",
-                        help="folder for predictions.csv and predictions.jsonl (default: the run's)")
+                        help="folder for predictions.csv, .jsonl and .html (default: the run's)")
+    parser.add_argument("--calibrate", default="", choices=CALIBRATIONS,
+                        help="correct --predict's classes by these images' own statistics, at least 100 images; "
+                             "balance: all classes are equally frequent, or as PSEUDO_LABEL.PRIOR says")
     parser.add_argument("--list", dest="list_datasets", action="store_true", default=False,
                         help="show the known data sets, which are under --root, and where to get the others")
     for flag, (key, kind, text) in VALUES.items():
@@ -141,6 +146,8 @@ def parse_flags(argv: list[str] | None = None) -> Flags:
     for flag, (settings, _) in SWITCHES.items():
         if _name(flag) in given:
             put(flag, settings)
+    if given["calibrate"]:  # the prior of the images that trained is not these images'
+        put("--calibrate", {"PSEUDO_LABEL.CALIBRATION": given["calibrate"], "PSEUDO_LABEL.PRIOR": []})
     for name in ("model_dir", "predict", "predict_out"):
         given[name] = os.path.expanduser(given[name])
     flags = Flags(values, given.get("options", []), *(given[name] for name in Flags._fields[2:]))
@@ -153,8 +160,9 @@ def parse_flags(argv: list[str] | None = None) -> Flags:
     useless = [key for key in (*IMAGE_PHASE, "TEXT.MODE", "TEXT.EPOCHS") if key in values]
     if (flags.eval_only or flags.predict) and useless:
         raise InputError(f"--eval-only and --predict train nothing: leave out the flag that sets {useless[0]}")
-    if flags.predict_out and not flags.predict:
-        raise InputError("--predict-out needs --predict PATH")
+    for name in ("predict_out", "calibrate"):
+        if getattr(flags, name) and not flags.predict:
+            raise InputError(f"--{name.replace('_', '-')} needs --predict PATH")
     return flags
 
 

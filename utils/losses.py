@@ -30,10 +30,11 @@ class MultiStageConsistencyLoss(nn.Module):
             raise InputError(f"the stages must give logits of one shape [n, classes], not {shapes or 'none'}")
         if len(stage_logits) == 1:
             return 0 * stage_logits[0].sum()
-        log_probs = [_log_softmax(logits) for logits in stage_logits]
-        divergences = [F.kl_div(shallower, deeper.detach(), reduction="batchmean", log_target=True)
-                       for shallower, deeper in zip(log_probs, log_probs[1:])]
-        return self.alpha * torch.stack(divergences).mean()
+        *shallower, _ = stage_logits
+        deeper = [logits.detach() for logits in stage_logits[1:]]
+        divergences = F.kl_div(_log_softmax(torch.stack(shallower)), _log_softmax(torch.stack(deeper)),
+                               reduction="none", log_target=True)
+        return self.alpha * divergences.sum(-1).mean()
 
 
 def dual_task_target(labels: Tensor, distributions: Tensor, weight: float) -> Tensor:
@@ -77,8 +78,9 @@ class DualTaskLoss(nn.Module):
             raise InputError(f"the dual task's temperature {temperature} must be finite and above 0")
         self.weight, self.temperature = weight, temperature
 
-    def forward(self, logits: Tensor, labels: Tensor, distributions: Tensor) -> Tensor:
-        """Logits [n, classes], class indices [n], distributions [n, classes] → scalar, the samples' mean."""
+    def forward(self, logits: Tensor, labels: Tensor, distributions: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Logits [n, classes], class indices [n], distributions [n, classes] → scalar, the samples' mean, each times
+        its own of `weights` [n] where there are some."""
         if logits.shape != distributions.shape:
             raise InputError("logits and distributions must have one shape [n, classes], not "
                              f"{tuple(logits.shape)} and {tuple(distributions.shape)}")
@@ -87,7 +89,24 @@ class DualTaskLoss(nn.Module):
             target = target ** (1 / self.temperature)
             target = target / target.sum(-1, keepdim=True)
         log_probs = _log_softmax(logits / self.temperature)
-        return self.temperature ** 2 * F.kl_div(log_probs, target.to(log_probs.dtype), reduction="batchmean")
+        target = target.to(log_probs.dtype)
+        if weights is not None:
+            divergences = F.kl_div(log_probs, target, reduction="none").sum(1)
+            return self.temperature ** 2 * (weights * divergences).mean()
+        return self.temperature ** 2 * F.kl_div(log_probs, target, reduction="batchmean")
+
+
+def fairness(logits: Tensor, mean: Tensor) -> Tensor:
+    """−mean over the classes of log p̄, p̄ the mean prediction over a batch: least where that is uniform (MUST, Li et
+    al., ICLR 2023, arXiv 2206.02967).
+
+    Logits [n, classes] are of n images of the batch, and `mean` is p̄ [classes] of all of it (or [n, classes]: a row for
+    each image); the means of what parts of a batch give, weighted by their images, is the value of the whole, and so
+    are the gradients: p̄ is linear in each image's prediction.
+    """
+    mean = mean.detach().clamp(min=1e-8)  # of a class that nobody is given any more
+    ratio = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)) / mean
+    return 1 - mean.log().mean() - ratio.mean()
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

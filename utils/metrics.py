@@ -19,6 +19,8 @@ from .errors import InputError
 
 EPSILON = 1e-12  # the least probability inside KL's logarithm
 CONFUSION_CLASSES = 128  # with more classes the confusion matrix is too large for a record with a row per epoch
+BINS = 15  # of the highest probability, for calibration
+TEMPERATURES = tuple(2 ** (half / 2) for half in range(-4, 7))  # ¼ to 8, of `kl_by_temperature`
 
 Array = Tensor | np.ndarray
 
@@ -108,7 +110,7 @@ def _macro_f1(counts: Tensor) -> float:
     return (2 * counts.diagonal()[occurs] / occurrences[occurs]).mean().item()
 
 
-def expected_calibration_error(probs: Array, labels: Array, bins: int = 15) -> float:
+def expected_calibration_error(probs: Array, labels: Array, bins: int = BINS) -> float:
     """ECE (Guo et al., ICML 2017): |accuracy − confidence| of bins ((b − 1)/bins, b/bins] of the highest
     probability, averaged with the bins' numbers of samples as weights."""
     if bins < 1:
@@ -117,10 +119,29 @@ def expected_calibration_error(probs: Array, labels: Array, bins: int = 15) -> f
     return _calibration_error(choices, _labels(labels, choices), bins)
 
 
-def _calibration_error(choices: _Choices, labels: Tensor, bins: int = 15) -> float:
-    place = ((choices.confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+def _calibration_error(choices: _Choices, labels: Tensor, bins: int = BINS) -> float:
     gap = (choices.predicted == labels).double() - choices.confidence
-    return (torch.zeros(bins, dtype=torch.double).index_add_(0, place, gap).abs().sum() / len(gap)).item()
+    sums = torch.zeros(bins, dtype=torch.double).index_add_(0, _bins(choices, bins), gap)
+    return (sums.abs().sum() / len(gap)).item()
+
+
+def _bins(choices: _Choices, bins: int) -> Tensor:
+    """The bin [n], from 0 on, of each image's highest probability."""
+    return ((choices.confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+
+
+def reliability(probs: Array, labels: Array) -> list[list[float]]:
+    """What a reliability diagram shows, of each of the bins of `expected_calibration_error`: [images, how many of them
+    are predicted rightly, the sum of their highest probabilities]. Such tables add up over runs."""
+    choices = _choices(probs)
+    return _reliability(choices, _labels(labels, choices))
+
+
+def _reliability(choices: _Choices, labels: Tensor) -> list[list[float]]:
+    right = (choices.predicted == labels).double()
+    columns = torch.stack([torch.ones_like(right), right, choices.confidence], dim=1)
+    sums = torch.zeros(BINS, 3, dtype=torch.double).index_add_(0, _bins(choices, BINS), columns)
+    return [[int(images), int(hits), confidence] for images, hits, confidence in sums.tolist()]
 
 
 def chebyshev(probs: Array, targets: Array) -> float:
@@ -156,6 +177,17 @@ def kl(probs: Array, targets: Array) -> float:
     return (t * (t.clamp(min=EPSILON) / p.clamp(min=EPSILON)).log()).sum(1).mean().item()
 
 
+def kl_by_temperature(probs: Array, targets: Array) -> list[float]:
+    """`kl` of softmax(logits / T), that is of p^(1/T) normalised, for each T of TEMPERATURES.
+
+    A classifier may be too sharp or too flat for distributions, whatever it has learnt of them: the least of these on
+    one split tells the temperature at which to compare on another (temperature scaling, Guo et al., ICML 2017).
+    """
+    p, t = _pair(probs, targets)
+    logits = p.clamp(min=EPSILON).log()
+    return [kl((logits / temperature).softmax(1), t) for temperature in TEMPERATURES]
+
+
 def cosine(probs: Array, targets: Array) -> float:
     """p · t / (‖p‖ ‖t‖); higher is better."""
     p, t = _pair(probs, targets)
@@ -169,8 +201,8 @@ def intersection(probs: Array, targets: Array) -> float:
 
 
 def classification_metrics(probs: Array, labels: Array) -> dict[str, float | list]:
-    """top1, per_class_accuracy (a list in class order), macro_f1 and ece, all as fractions; and, with up to
-    CONFUSION_CLASSES classes, the counts of the confusion matrix."""
+    """top1, per_class_accuracy (a list in class order), macro_f1 and ece, all as fractions; the counts and sums of
+    `reliability`; and, with up to CONFUSION_CLASSES classes, the counts of the confusion matrix."""
     choices = _choices(probs)
     return _classification_metrics(choices, _labels(labels, choices))
 
@@ -178,7 +210,7 @@ def classification_metrics(probs: Array, labels: Array) -> dict[str, float | lis
 def _classification_metrics(choices: _Choices, labels: Tensor) -> dict[str, float | list]:
     counts = _confusion(choices, labels)
     metrics = {"top1": _top1(counts), "macro_f1": _macro_f1(counts), "ece": _calibration_error(choices, labels),
-               "per_class_accuracy": _per_class_accuracy(counts)}
+               "per_class_accuracy": _per_class_accuracy(counts), "reliability": _reliability(choices, labels)}
     if choices.classes <= CONFUSION_CLASSES:
         metrics["confusion_matrix"] = counts.tolist()
     return metrics
@@ -215,6 +247,7 @@ def score(probabilities: Tensor, labels: Tensor, distributions: Tensor | None = 
             metrics["agreement"] = (choices.predicted == _labels(reference, choices)).double().mean().item()
     if distributions is not None:
         metrics |= distribution_metrics(probabilities, distributions)
+        metrics["kl_by_temperature"] = kl_by_temperature(probabilities, distributions)
     return metrics | {"predicted": predicted}
 
 

@@ -2,7 +2,8 @@
 
     python -m utils.results output
 
-writes into that folder results.md (tables), results.png and comparison.png, and report.html, which needs no network.
+writes into that folder results.md (tables), pictures (results.png by epoch, seconds.png by training time, and
+comparison.png), and report.html, which needs no network.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from pathlib import Path
 
 from .errors import InputError
 from .metrics import one_sided
-from .report.tables import METHODS, accuracy_table, difference_table, find_runs, is_called, markdown
+from .report.groups import METHODS, find_runs, is_called
+from .report.tables import accuracy_table, difference_table, markdown
 from .runs.record import write_text
+from .utils import tell_counts
 
 log = logging.getLogger(__name__)
 
-COLUMNS = {"top1": "top-1", "macro_f1": "macro-F1", "ece": "ECE", "kl": "KL", "chebyshev": "Cheb.", "cosine": "cosine",
-           "intersection": "inters.", "agreement": "agreement", "confidence": "confidence"}
+# ↑: higher is better, ↓: lower is
+COLUMNS = {"top1": "top-1 ↑", "macro_f1": "macro-F1 ↑", "ece": "ECE ↓", "kl": "KL ↓", "chebyshev": "Cheb. ↓",
+           "cosine": "cosine ↑", "intersection": "inters. ↑", "agreement": "agreement", "confidence": "confidence"}
 SHOWN_CLASSES = 8  # whose predictions the summary counts one by one
 PER_CENT = ("top1", "macro_f1", "ece", "agreement", "confidence")
 
@@ -39,10 +43,9 @@ def format_summary(result: dict) -> str:
     if "parameters" in result:
         total = result["parameters"]["total"]
         trained = {kind: count for kind, count in result["parameters"].items() if kind != "total"}
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in trained.items())
-        lines.append(f"trained parameters: {sum(trained.values()):,} of {total:,} ({kinds})")
+        lines.append(f"trained parameters: {sum(trained.values()):,} of {total:,} ({tell_counts(trained)})")
     if not rows:
-        lines.append("nothing was scored: there is neither a validation nor a test image")
+        lines.append("nothing was scored: there is no validation image and no test image")
     elif not any("top1" in metrics for *_, metrics in rows):
         lines.append("nothing here is labelled, so there is no accuracy: agreement is with the text classifier's "
                      "predictions, confidence the mean of the highest probability")
@@ -76,12 +79,19 @@ def _count(names: Sequence[str], counts: Sequence[int]) -> str:
         f"; {len(rest)} others {sum(count for _, count in rest)}{never}" if rest else "")
 
 
+def format_metrics(metrics: dict) -> str:
+    """The figures of one split and method in a line, as far as the summary has a column for them."""
+    return ", ".join(f"{name.rstrip(' ↑↓')} {_show(key, metrics[key])}" for key, name in COLUMNS.items()
+                     if key in metrics)
+
+
 def _show(key: str, value: float) -> str:
     return f"{100 * value:.1f} %" if key in PER_CENT else f"{value:.3f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     from .report.charts import draw_comparison, draw_curves  # matplotlib takes a second, and a run's end needs none
+    from .report.fonts import fonts_for
     from .report.html import html_report, markdown_report
 
     parser = argparse.ArgumentParser(description="Compare finished runs: tables, pictures and a report in ROOT.")
@@ -98,13 +108,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                          + ", ".join(sorted({key.method for key in groups})))
     table, page = args.markdown or args.root / "results.md", args.html or args.root / "report.html"
     write_text(table, markdown_report(groups, args.baseline))
-    write_text(page, html_report(groups, args.root.name or "runs", args.baseline))
-    draw_curves(groups, args.root / "results.png")
-    draw_comparison(groups, args.root / "comparison.png", args.baseline)
+    with fonts_for(name for key in groups for name in (key.method, *key.panel)):
+        write_text(page, html_report(groups, args.root.resolve().name or "runs", args.baseline, page.parent))
+        draw_curves(groups, args.root / "results.png")
+        draw_curves(groups, args.root / "seconds.png", "seconds")
+        draw_comparison(groups, args.root / "comparison.png", args.baseline)
     compared = difference_table(groups, args.baseline)
     shown = [accuracy_table(groups), *([compared] if len(compared) > 1 else [])]
-    log.info("\n%s\n\ntables: %s\nreport: %s\npictures: %s, %s", "\n\n".join(map(markdown, shown)), table, page,
-             args.root / "results.png", args.root / "comparison.png")
+    pictures = [path for name in ("results", "seconds", "comparison") if (path := args.root / f"{name}.png").is_file()]
+    log.info("\n%s\n\ntables: %s\nreport: %s\npictures: %s", "\n\n".join(map(markdown, shown)), table, page,
+             ", ".join(map(str, pictures)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 
 from torch import nn, optim
@@ -162,11 +162,20 @@ def parameter_groups(trainable: Trainable, settings: TrainingSettings) -> list[d
 
 
 def build_optimizer(trainable: Trainable, settings: TrainingSettings) -> optim.Optimizer:
-    """The optimiser that `settings` names, over `parameter_groups`."""
+    """The optimiser that `settings` names, over `parameter_groups`; on a GPU as one kernel, its state there too, so
+    that a step can be recorded. It stays so where a state from another kind of device is loaded."""
     groups = parameter_groups(trainable, settings)
+    on_gpu = groups[0]["params"][0].device.type == "cuda"
+    fused = {"fused": True} if on_gpu else {}
     if settings.optimizer == "sgd":
-        return optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    return {"adamw": optim.AdamW, "adam": optim.Adam}[settings.optimizer](groups, lr=settings.lr)
+        optimizer = optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, **fused)
+    else:
+        kind = {"adamw": optim.AdamW, "adam": optim.Adam}[settings.optimizer]
+        optimizer = kind(groups, lr=settings.lr, capturable=on_gpu, **fused)
+    here = {name: optimizer.defaults[name] for name in ("fused", "capturable") if name in optimizer.defaults}
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: {
+        **state, "param_groups": [{**group, **here} for group in state["param_groups"]]})
+    return optimizer
 
 
 class ConstantWarmupScheduler(LRScheduler):
@@ -269,6 +278,16 @@ def setup_text_training_utils(args: object, model: nn.Module) -> TrainingUtils:
     return _setup("text phase", head_parameters(model), settings)
 
 
+def spoken(kind: str) -> str:
+    """What people are told for one of KINDS: one word for one thing."""
+    return "classifier" if kind == "adapter" else kind
+
+
+def tell_counts(counts: Mapping[str, int]) -> str:
+    """Numbers of parameters by kind, in words."""
+    return ", ".join(f"{spoken(kind)} {count:,}" for kind, count in counts.items())
+
+
 def _setup(phase: str, trainable: Trainable, settings: TrainingSettings) -> TrainingUtils:
     optimizer = build_optimizer(trainable, settings)
     scheduler, what = build_scheduler(optimizer, settings)
@@ -276,5 +295,5 @@ def _setup(phase: str, trainable: Trainable, settings: TrainingSettings) -> Trai
     for parameter, kind in trainable.values():
         counts[kind] += parameter.numel()
     log.info("%s: %s with %s (scheduler %s); it trains %s", phase, type(optimizer).__name__, what,
-             settings.scheduler, ", ".join(f"{kind} {count:,}" for kind, count in counts.items()))
+             settings.scheduler, tell_counts(counts))
     return optimizer, scheduler, nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)

@@ -34,20 +34,22 @@ def encode_texts_one_by_one(clip_model: CLIP, texts: Sequence[str]) -> Tensor:
 
 
 class RandomBlur:
+    """A Gaussian of σ uniform in [0.1, 2] pixels, on every image."""
+
     def __call__(self, image: Image.Image) -> Image.Image:
-        sigma = 0.1 + 1.9 * torch.rand(()).item()
-        return image.filter(ImageFilter.GaussianBlur(sigma)) if torch.rand(()) < 0.5 else image
+        return image.filter(ImageFilter.GaussianBlur(0.1 + 1.9 * torch.rand(()).item()))
 
 
 class PlainImages(Dataset):
-    """(b): an image's weak and strong view, by torchvision on PIL images."""
+    """(b): an image's weak and strong view, by torchvision on PIL images: LaFTer's, the crop bilinear."""
 
     def __init__(self, paths: Sequence[Path], size: int, mean: Sequence[float], std: Sequence[float]):
-        self.paths, bicubic = paths, v2.InterpolationMode.BICUBIC
+        self.paths = paths
         finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-        self.weak = v2.Compose([v2.Resize(size, interpolation=bicubic), v2.CenterCrop(size), *finish])
+        resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
+        self.weak = v2.Compose([resize, v2.CenterCrop(size), *finish])
         self.strong = v2.Compose([
-            v2.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=bicubic), v2.RandomHorizontalFlip(),
+            v2.RandomResizedCrop(size, scale=(0.2, 1.0)), v2.RandomHorizontalFlip(),
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), v2.RandomGrayscale(0.2), RandomBlur(),
             *finish])
 

@@ -2,21 +2,21 @@
 
 Each is what torchvision's PIL transform of the same name does (the blur: Pillow's filter), up to the rounding to 8 bits
 that PIL makes between steps. A part draws its parameters from a generator of the image's own, so that the batch an
-image comes in, and who loads it, never change it.
+image comes in, and who loads it, never change it. It is a pure function of images [batch, 3, height, width] in [0, 1]
+and of what `encode` made of their draws [batch, size]: all that may happen to an image is computed for all of them, and
+each keeps what was drawn for it, so that nothing waits for a number and a compiler may fuse it. On a CPU, where looking
+is free and the images come one by one, what changes none of them is left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as Pillow's conversion to L
 
 
 def crop_box(height: int, width: int, rng: np.random.Generator, scale: tuple[float, float] = (0.2, 1.0),
@@ -37,14 +37,20 @@ def crop_box(height: int, width: int, rng: np.random.Generator, scale: tuple[flo
 class RandomFlip:
     """Mirror left and right with probability 0.5."""
 
-    size = 1  # parameters per image
+    size = 1  # numbers per image that `encode` makes of a draw
 
     def draw(self, rng: np.random.Generator) -> list[float]:
+        """Whether it happens."""
         return [rng.random() < 0.5]
 
-    def __call__(self, x: Tensor, params: list[list[float]]) -> None:
-        """Change images x [batch, 3, height, width] in [0, 1] in place, by the parameters of each."""
-        _change(x, [row for row, (apply,) in enumerate(params) if apply], lambda images: images.flip(-1))
+    def encode(self, drawn: Sequence[float]) -> list[float]:
+        """A draw as __call__ takes it."""
+        return list(drawn)
+
+    def __call__(self, x: Tensor, params: Tensor) -> Tensor:
+        """Images [batch, 3, height, width] in [0, 1] by the numbers [batch, size] of each → the same, changed."""
+        applies = params[:, :, None, None]
+        return x if _idle(applies) else torch.where(applies > 0, x.flip(-1), x)
 
 
 class RandomGrayscale:
@@ -53,11 +59,15 @@ class RandomGrayscale:
     size = 1
 
     def draw(self, rng: np.random.Generator) -> list[float]:
+        """Whether it happens."""
         return [rng.random() < 0.2]
 
-    def __call__(self, x: Tensor, params: list[list[float]]) -> None:
-        _change(x, [row for row, (apply,) in enumerate(params) if apply],
-                lambda images: luma(images).expand_as(images))
+    def encode(self, drawn: Sequence[float]) -> list[float]:
+        return list(drawn)
+
+    def __call__(self, x: Tensor, params: Tensor) -> Tensor:
+        applies = params[:, :, None, None]
+        return x if _idle(applies) else torch.where(applies > 0, luma(x), x)
 
 
 class GaussianBlur:
@@ -67,76 +77,96 @@ class GaussianBlur:
 
     def __init__(self, sigma: tuple[float, float] = (0.1, 2.0), p: float = 1.0):
         self.sigma, self.p = sigma, p
+        self.reach = int(box_radius(sigma[1])) + 1  # of the widest
 
     def draw(self, rng: np.random.Generator) -> list[float]:
+        """σ; 0: none."""
         apply, sigma = rng.random() < self.p, rng.uniform(*self.sigma)
         return [sigma if apply else 0.0]
 
-    def __call__(self, x: Tensor, params: list[list[float]]) -> None:
-        radii = [box_radius(sigma) for (sigma,) in params]
-        _change(x, [row for row, radius in enumerate(radii) if radius],
-                partial(gaussian_blur, reach=int(max(radii)) + 1), radii)
+    def encode(self, drawn: Sequence[float]) -> list[float]:
+        """The boxes' radius; 0: none."""
+        return [box_radius(sigma) for sigma in drawn]
+
+    def __call__(self, x: Tensor, params: Tensor) -> Tensor:
+        radius = params[:, :, None, None]
+        if _idle(radius):
+            return x
+        reach = int(radius.max()) + 1 if radius.device.type == "cpu" else self.reach  # beyond, the weights are 0
+        blurred = gaussian_blur(x, radius, reach)
+        return blurred if self.p == 1 else torch.where(radius > 0, blurred, x)
 
 
 class ColorJitter:
     """Brightness, contrast and saturation by factors in [1−s, 1+s] and a shift of the hue, in random order; with
     probability `p`."""
 
-    size = 8  # the four amounts, then which of them comes first, second, …; −1: none
+    size = 20  # of `blend` in three places, then the hue's shift and whether it is shifted, then `blend` in three more
 
     def __init__(self, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.1,
                  p: float = 0.8):
         self.strengths, self.hue, self.p = (brightness, contrast, saturation), hue, p
-        self.operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
     def draw(self, rng: np.random.Generator) -> list[float]:
+        """The four amounts, then which of them comes first, second, …; −1: none."""
         apply = rng.random() < self.p
         amounts = [rng.uniform(1 - s, 1 + s) for s in self.strengths] + [rng.uniform(-self.hue, self.hue)]
         return [*amounts, *(rng.permutation(4) if apply else [-1] * 4)]
 
-    def __call__(self, x: Tensor, params: list[list[float]]) -> None:
-        for place in range(4, 8):
-            for number, operation in enumerate(self.operations):
-                _change(x, [row for row, own in enumerate(params) if own[place] == number], operation,
-                        [own[number] for own in params])
+    def encode(self, drawn: Sequence[float]) -> list[float]:
+        """The hue, which costs most, is computed once: the other three stand before or after it, in their order."""
+        *factors, shift = drawn[:4]
+        order = [int(number) for number in drawn[4:] if number >= 0]
+        hue = order.index(HUE) if order else 0
+        parts = [[BLENDS[number](factors[number]) for number in part] for part in (order[:hue], order[hue + 1:])]
+        before, after = ([value for blend in [*part, *[NO_BLEND] * (3 - len(part))] for value in blend]
+                         for part in parts)
+        return [*before, shift, float(bool(order)), *after]
+
+    def __call__(self, x: Tensor, params: Tensor) -> Tensor:
+        columns = params[:, :, None, None, None].unbind(1)  # [batch, 1, 1, 1] each
+        shift, applies = columns[9:11]
+        x = _blend_thrice(x, columns[:9])
+        if not _idle(applies):
+            x = torch.where(applies > 0, adjust_hue(x, shift), x)
+        return _blend_thrice(x, columns[11:])
 
 
-def _change(x: Tensor, rows: list[int], function: Callable[..., Tensor], amounts: list[float] | None = None) -> None:
-    """Put `function` of the images in `rows` [n, 3, h, w], and of their amounts [n, 1, 1, 1], in their place in x.
-    A function may use its images' memory."""
-    if not rows:
-        return
-    arguments = []
-    if amounts is not None:
-        arguments.append(torch.tensor([amounts[row] for row in rows], device=x.device).view(-1, 1, 1, 1))
-    if len(rows) == len(x):  # spares two copies
-        changed = function(x, *arguments)
-        if changed is not x:
-            x.copy_(changed)
-    else:
-        index = torch.tensor(rows, device=x.device)
-        x[index] = function(x[index], *arguments)
+# (factor, share of the mean luma, share of the luma), as `blend` takes them, of a factor
+BLENDS = (lambda brightness: (brightness, 0.0, 0.0), lambda contrast: (contrast, 1 - contrast, 0.0),
+          lambda saturation: (1.0, 0.0, 1 - saturation))
+NO_BLEND, HUE = (1.0, 0.0, 0.0), 3
+
+
+def _blend_thrice(x: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    for factor, mean_share, grey_share in zip(columns[::3], columns[1::3], columns[2::3]):
+        if not _idle(factor, 1) or not _idle(grey_share):
+            x = blend(x, factor, mean_share, grey_share)
+    return x
+
+
+def _idle(amounts: Tensor, neutral: float = 0.0) -> bool:
+    """Whether none of the images changes, as far as that can be told without waiting for the device."""
+    return amounts.device.type == "cpu" and bool((amounts == neutral).all())
 
 
 def luma(x: Tensor) -> Tensor:
-    """[batch, 3, h, w] → [batch, 1, h, w]."""
-    weights = torch.tensor([GREY], device=x.device)
-    return (weights @ x.flatten(2)).unflatten(2, x.shape[2:])
+    """[batch, 3, h, w] → [batch, 1, h, w]: 0.299 R + 0.587 G + 0.114 B (ITU-R 601-2), as Pillow's conversion to L.
+
+    No matrix product: on a GPU that may have ten bits.
+    """
+    red, green, blue = x.split(1, 1)
+    return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return x.mul_(factor).clamp_(0, 1)
+def blend(x: Tensor, factor: Tensor, mean_share: Tensor, grey_share: Tensor) -> Tensor:
+    """`factor` · x + `mean_share` · the image's mean luma, then by `grey_share` towards each pixel's luma; in [0, 1].
 
-
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, the image's mean luma."""
-    mean = luma(x).mean((2, 3), keepdim=True)
-    return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, each pixel's luma."""
-    return x.lerp_(luma(x), 1 - factor).clamp_(0, 1)
+    Each [batch, 1, 1, 1]. (f, 0, 0) is brightness times f, (f, 1 − f, 0) contrast, (1, 0, 1 − f) saturation.
+    """
+    grey = luma(x)
+    x = (x * factor).add_(grey.mean((2, 3), keepdim=True) * mean_share)
+    return x.lerp_(grey, grey_share).clamp_(0, 1)
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
@@ -153,11 +183,9 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     hue = (green - blue).lerp_(hue, other_than_red).div_(span.clamp(min=1e-12))
     hue.addcmul_(other_than_green.add_(1), other_than_red, value=2)  # + 0, 2 or 4
     hue.add_(6 * shift[:, 0])
-    hue.sub_((hue / 6).floor_().mul_(6))
-    shares = (hue - 3).abs_().sub_(1), (hue - 2).abs_().neg_().add_(2), (hue - 4).abs_().neg_().add_(2)
-    for channel, share in enumerate(shares):
-        torch.addcmul(low, span, share.clamp_(0, 1), out=x[:, channel])
-    return x
+    hue.remainder_(6)
+    shares = (hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()
+    return torch.stack([torch.addcmul(low, span, share.clamp_(0, 1)) for share in shares], 1)
 
 
 def box_radius(sigma: float) -> float:
@@ -174,7 +202,7 @@ def gaussian_blur(x: Tensor, radius: Tensor, reach: int) -> Tensor:
     Each time the image goes on beyond its border as its border's pixels, and is rounded to 8 bits, as Pillow's is:
     without that a weak blur would take up to 10 % more of an image's gradient energy than theirs.
     """
-    weights = (radius + 1 - torch.arange(reach + 1.0, device=x.device)).clamp_(0, 1) / (2 * radius + 1)
+    weights = (radius - torch.arange(-1.0, reach, device=x.device)).clamp_(0, 1) / (2 * radius + 1)
     own, *others = weights.split(1, -1)
     x = x * 255
     for dim, pad in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):

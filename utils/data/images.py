@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from yacs.config import CfgNode
 
-from ..errors import InputError, SystemFailure
+from ..errors import InputError, SystemFailure, words
 from ..failures import plain_errors
 from .image_formats import hint, open_image
 
@@ -62,10 +62,11 @@ def read_image(path: Path, decoding: Decoding = AS_SEEN) -> Image.Image:
     except SystemFailure:  # too many open files, for one: the image is not to blame
         raise
     except Image.DecompressionBombError as error:
-        raise InputError(f"{UNREADABLE}{path} ({error}); raise INPUT.MAX_PIXELS if it is to be trusted") from error
+        raise InputError(f"{UNREADABLE}{path} ({words(error, path)}); raise INPUT.MAX_PIXELS if it is to be "
+                         "trusted") from error
     except DAMAGED_IMAGE as error:
         mend = hint(path.suffix.lower()) or "replace or remove it"
-        raise InputError(f"{UNREADABLE}{path} ({error}); {mend}") from error
+        raise InputError(f"{UNREADABLE}{path} ({words(error, path)}); {mend}") from error
 
 
 def summarise_unreadable(messages: Sequence[str], named: int = 5) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -37,9 +37,7 @@ class ImageDataset(Dataset):
         self.annotated = bool(items) and all(item.distribution is not None for item in items)
         self.cached: dict[str, CachedImages] = {}
         for view in {view.source: view for view in views.values()}.values() if cache and items else ():
-            images = cache.open([item.path for item in items], view, self.read, on_error, decoding)
-            if images is not None:
-                self.cached[view.source] = images
+            self.cached[view.source] = cache.open([item.path for item in items], view, self.read, on_error, decoding)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -79,6 +77,8 @@ class ViewLoader(DataLoader):
     def __init__(self, dataset: ImageDataset, device: torch.device | str = "cpu", workers: int = 0,
                  timeout: float = 0, **options):
         self.device = torch.device(device)
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.compiled: dict[tuple[str, int], Callable[[Tensor, Tensor], Tensor]] = {}
         self.unreadable: list[str] = []
         super().__init__(dataset, num_workers=workers, timeout=timeout if workers else 0,
                          persistent_workers=workers > 0, pin_memory=self.device.type == "cuda",
@@ -101,12 +101,42 @@ class ViewLoader(DataLoader):
         return self._finish(collate([self.dataset[epoch, int(index)] for index in indices]))
 
     def _finish(self, batch: dict[str, object]) -> dict[str, Tensor]:
+        """On a GPU in a stream of its own: the views of a batch are made while the step before it still runs."""
         self.unreadable += batch.pop("unreadable", [])
-        for name, view in self.dataset.views.items() if batch else ():
-            # a copy that is not waited for is safe from pinned memory alone: other memory may be freed meanwhile
-            images = batch[name].to(self.device, non_blocking=self.device.type == "cuda" and batch[name].is_pinned())
-            batch[name] = view.finish(images, batch.pop(name + PARAMS))
+        if not batch or self.stream is None:
+            return self._make_views(batch)
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.stream):
+            batch = self._make_views(batch)
+        current.wait_stream(self.stream)
+        for name in self.dataset.views:
+            batch[name].record_stream(current)
         return batch
+
+    def _make_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, view in self.dataset.views.items() if batch else ():
+            finish = self.compiled.get((name, len(batch[name])), view.finish)
+            batch[name] = finish(send(batch[name], self.device), send(batch.pop(name + PARAMS), self.device))
+        return batch
+
+    def compile_views(self, images: int) -> None:
+        """Let torch compile how the views of a batch of so many images are finished; of others they are as they were.
+        RuntimeError where that fails, for want of a compiler as a rule; then nothing has changed."""
+        compiled = {(name, images): torch.compile(view.finish, dynamic=False)
+                    for name, view in self.dataset.views.items()}
+        for (name, _), finish in compiled.items():
+            view = self.dataset.views[name]
+            finish(torch.zeros(images, view.size, view.size, 3, dtype=torch.uint8, device=self.device),
+                   torch.zeros(images, view.num_params, device=self.device))
+        self.compiled = compiled
+
+
+def send(column: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device. A GPU's copy is not waited for, which is safe from pinned memory alone: other memory may
+    be freed meanwhile."""
+    if device.type == "cuda" and column.device.type == "cpu":
+        return column.pin_memory().to(device, non_blocking=True)  # itself where the loader has pinned it
+    return column.to(device)
 
 
 class EpochSampler(Sampler):

@@ -45,7 +45,7 @@ class WeakView:
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic"):
         self.size, self.interpolation = size, interpolation
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+        self.mean, self.std = mean, std
 
     @property
     def source(self) -> str:
@@ -74,25 +74,25 @@ class WeakView:
         return torch.from_numpy(np.array(pixels)), torch.empty(0)
 
     def finish(self, images: Tensor, params: Tensor) -> Tensor:
-        """uint8 [batch, size, size, 3], parameters [batch, num_params] on the CPU → normalised
-        [batch, 3, size, size] on the images' device."""
-        result = torch.empty(len(images), 3, self.size, self.size, device=images.device)
+        """uint8 [batch, size, size, 3], parameters [batch, num_params], on one device → normalised
+        [batch, 3, size, size] there."""
         if images.device.type != "cpu":
-            self._finish(result, images, params)
-            return result
-        with one_thread():
-            for part in zip(result.split(1), images.split(1), params.split(1)):  # one image stays in a core's cache
-                self._finish(*part)
+            return self._finish(images, params)
+        result = torch.empty(len(images), 3, self.size, self.size)
+        with one_thread():  # one image stays in a core's cache, and its memory serves the next one
+            for place, *part in zip(result.split(1), images.split(1), params.split(1)):
+                place.copy_(self._finish(*part))
         return result
 
-    def _finish(self, x: Tensor, images: Tensor, params: Tensor) -> None:
-        """Fill x."""
-        x.copy_(images.permute(0, 3, 1, 2).contiguous()).mul_(1 / 255)
-        self._augment(x, params)
-        x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
+    def _finish(self, images: Tensor, params: Tensor) -> Tensor:
+        x = self._augment(images.permute(0, 3, 1, 2).contiguous() * (1 / 255), params)
+        for channel, mean, std in zip(x.unbind(1), self.mean, self.std):  # by numbers: tensors would have to be sent
+            channel.sub_(mean).div_(std)
+        return x
 
-    def _augment(self, x: Tensor, params: Tensor) -> None:
-        """Change images x [batch, 3, size, size] in [0, 1] in place."""
+    def _augment(self, x: Tensor, params: Tensor) -> Tensor:
+        """Images [batch, 3, size, size] in [0, 1] → the same, as `params` say; x may be used."""
+        return x
 
 
 class StrongView(WeakView):
@@ -141,11 +141,13 @@ class StrongView(WeakView):
             image = _resize(pixels, self.size, self.crop_interpolation)
         else:
             image = torch.from_numpy(np.array(pixels))
-        return image, torch.tensor([value for part in self.parts for value in part.draw(rng)], dtype=torch.float32)
+        drawn = [value for part in self.parts for value in part.encode(part.draw(rng))]
+        return image, torch.tensor(drawn, dtype=torch.float32)
 
-    def _augment(self, x: Tensor, params: Tensor) -> None:
+    def _augment(self, x: Tensor, params: Tensor) -> Tensor:
         for part, own in zip(self.parts, params.split([part.size for part in self.parts], 1)):
-            part(x, own.tolist())
+            x = part(x, own)
+        return x
 
 
 def _shortened(image: Image.Image) -> Image.Image:

@@ -120,8 +120,8 @@ def read_flowers(home: Home, cfg: CfgNode) -> Listing:
     names = read_json(names_file) if names_file.is_file() else dict(zip(keys, configured_classnames(cfg)))
     missing = [key for key in keys if key not in names]
     if missing:
-        raise InputError(f"class {missing[0]} of {home.folder / 'imagelabels.mat'} has no name in {names_file.name} "
-                         "nor in DATASET.CLASSNAMES")
+        raise InputError(f"class {missing[0]} of {home.folder / 'imagelabels.mat'} has no name: give it in "
+                         f"{names_file.name} or DATASET.CLASSNAMES")
     return Listing({split: [(f"image_{number:05d}.jpg", str(labels[number - 1])) for number in np.ravel(numbers[key])]
                     for split, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid"))}, keys, names)
 

@@ -160,7 +160,7 @@ def prepare(name: str, definition: Definition, root: Path, download: bool) -> No
     """
     packed = bool(definition.packed) and (root / definition.packed).is_dir()
     if not packed and not (download and definition.torchvision):
-        folders = " nor ".join(str(root / folder) for folder, _ in definition.places)
+        folders = " or ".join(str(root / folder) for folder, _ in definition.places)
         hint = "; or set DATASET.DOWNLOAD True" if definition.torchvision else ""
         raise FileNotFoundError(f"data set {name}: {folders} does not exist; get it from {definition.where} and set "
                                 f"--root{hint}")

@@ -114,7 +114,7 @@ def _emoset_classes(path: Path) -> list[str]:
     table = info.get("emotion") if isinstance(info, dict) and "label2idx" not in info else info
     names = table.get("label2idx") if isinstance(table, dict) else None
     if not isinstance(names, dict) or not names:
-        raise InputError(f"{path} has no 'label2idx' of the emotions, neither at its top nor under 'emotion'")
+        raise InputError(f"{path} has no 'label2idx' of the emotions, at its top or under 'emotion'")
     found = {_emotion(name, MIKELS, f"{path}, label2idx") for name in names}
     return [emotion for emotion in MIKELS if emotion in found]
 

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from ..config import resolve_path
 from ..data.items import Item, Splits, carve, check_images
-from ..errors import InputError
+from ..errors import InputError, words
 from ..files import read_text
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ class Source(NamedTuple):
     where: str
 
 
-def existing(what: str, *paths: Path) -> Path:
-    """The first of `paths` that exists. Raises FileNotFoundError that says `what` they are and names them."""
+def existing(what: str, *paths: Path, mend: str = "set --root to the folder that holds the data") -> Path:
+    """The first of `paths` that exists. Raises FileNotFoundError that says `what` they are, names them and the mend."""
     for path in paths:
         if path.exists():
             return path
-    others = f" (nor {', '.join(path.name for path in paths[1:])} beside it)" if len(paths) > 1 else ""
-    raise FileNotFoundError(f"{what} {paths[0]} does not exist{others}; set --root to the folder that holds the data")
+    names = " or ".join([str(paths[0]), *(path.name for path in paths[1:])])
+    raise FileNotFoundError(f"{what} {names} does not exist; {mend}")
 
 
 def data_folder(cfg: CfgNode, source: Source) -> Path:
@@ -69,7 +69,7 @@ def read_mat(path: Path, otherwise: str) -> dict:
         raise InputError(f"{path} is a MATLAB file of version 7.3, which scipy does not read: save it anew with "
                          f"MATLAB's or Octave's save -v7, or {otherwise}") from error
     except (MatReadError, ValueError, TypeError, IndexError, OSError, EOFError) as error:
-        raise InputError(f"{path} is no MATLAB file ({error}); restore it") from error
+        raise InputError(f"{path} is no MATLAB file ({words(error, path)}); restore it") from error
 
 
 def find_image(root: Path, name: str, where: str, folders: Sequence[str] = ("",)) -> Path:

@@ -29,11 +29,12 @@ def load_dataset(cfg: CfgNode) -> Splits:
         raise InputError(f"unknown data set {cfg.DATASET.NAME!r}; valid: {', '.join(sorted(READERS))}")
     for key, value in (("LABEL_SOURCE", "keyword"), ("NEUTRAL", "keep")):
         if cfg.DATASET.NAME != "emotion6" and cfg.DATASET[key] == value:
-            raise InputError(f"DATASET.{key} {value} is for emotion6: {cfg.DATASET.NAME} has neither keywords nor "
-                             "neutral")
+            raise InputError(f"DATASET.{key} {value} is for emotion6: {cfg.DATASET.NAME} has no keywords and no "
+                             "neutral votes")
     splits = READERS[cfg.DATASET.NAME](cfg)
     if cfg.DATASET.SPLIT_FILE:
-        splits = load_splits(existing("split file", Path(cfg.DATASET.SPLIT_FILE)), splits.root)
+        path = existing("split file", Path(cfg.DATASET.SPLIT_FILE), mend="correct DATASET.SPLIT_FILE")
+        splits = load_splits(path, splits.root)
     check_classnames(splits.classnames)
     if cfg.DATASET.TEST_IMAGES == "all":
         splits = replace(splits, test=list(dict.fromkeys([*splits.train, *splits.test])))

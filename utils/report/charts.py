@@ -1,217 +1,94 @@
-"""Pictures of runs: for files, and as SVG that takes the text colour of the page around it.
-
-Colours are those of Okabe and Ito, which colour-blind eyes tell apart; lines differ in style too.
-"""
+"""Charts of methods against each other: accuracy by epoch and by seconds, scores, and differences from a baseline."""
 
 from __future__ import annotations
 
-import io
-import re
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from .figures import GREY, INK, LINES, Look, choose_looks, draw, legend_below, save_png
+from .groups import METHODS, Groups, Key, choose_baseline, differences, panels, scores, tuned_scores
 from .intervals import mean_interval
-from .tables import METHODS, Groups, Key, choose_baseline, differences, panels, scores, tuned_scores
+from .training_charts import Curve
 
-INK = "#010203"  # text and axes; in an SVG it becomes the page's text colour
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLES = ("-", "--", "-.", ":")
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "runs", "font.family": "sans-serif", "font.size": 9,
-            "axes.titlesize": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
-            "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
-            "axes.spines.right": False, "axes.grid": True, "grid.color": "#808080", "grid.alpha": 0.3,
-            "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8, "text.parse_math": False,
-            "axes.formatter.useoffset": False}
-LINES = 24  # more lines than colours and styles tell apart are not drawn into one panel
+COLUMNS = 3  # panels side by side in a picture
+BASELINES = {"zero_shot": Look(GREY, ":"), "text_classifier": Look(GREY, "--")}
+X_LABELS = {"epoch": "epoch (0: before the first step)", "seconds": "seconds of training, without evaluation"}
 
-Curve = list[tuple[int, float]]  # (epoch, value)
+Looks = Mapping[str, Look]
 
 
-class Panel(NamedTuple):
-    """One small chart: named lines, each with a curve per seed."""
+def draw_curves(groups: Groups, path: Path, axis: str = "epoch") -> None:
+    """Write a picture with a panel per data set, supervision and backbone, of what `curves_figure` shows; none by
+    `seconds` where no record tells them."""
+    looks, found = choose_looks(groups), panels(groups)
+    if axis == "seconds" and not any(accuracies(runs, axis) for runs in groups.values()):
+        return
+    columns = min(COLUMNS, len(found))
+    rows = -(-len(found) // columns)
 
-    title: str
-    lines: dict[str, list[Curve]]
-    log_scale: bool = False
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for place, (panel, members) in itertools.zip_longest(axes, found.items(), fillvalue=(None, None)):
+            if panel:
+                _draw_methods(place, members, looks, axis)
+                place.set_title(", ".join(panel))
+            else:
+                place.remove()
+        legend_below(figure, 2 * columns)
 
-
-def to_svg(figure: Figure, title: str) -> str:
-    """A figure as an inline SVG element; `title` is read to those who do not see it."""
-    file = io.StringIO()
-    with matplotlib.rc_context(SETTINGS):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
-    text = text[text.index("<svg"):].replace(INK, "currentColor")
-    width = re.search(r'width="([\d.]+)pt"', text)[1]
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" style="max-width:{width}pt" role="img" '
-                  rf'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-                  rf'<title>{escape(title)}</title>', text, count=1)
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-
-
-# --- curves of one method -------------------------------------------------------------------------------------------
-
-def training_panels(runs: Sequence[dict]) -> list[Panel]:
-    """What the rows of one method's runs tell, by epoch; panels without a value are left out."""
-    def values(get: Callable[[dict], float | None], factor: float = 1.0) -> list[Curve]:
-        return curves(runs, get, factor)
-
-    losses = sorted({name for run in runs for row in run["rows"] for name, value in row.items()
-                     if name in ("loss", "cross_entropy", "dual_task", "consistency")})
-    rates = sorted({name for run in runs for row in run["rows"] for name in row.get("lr", {})})
-    kinds = sorted({name for run in runs for row in run["rows"] for name in row.get("gradient_norms", {})})
-    found = [
-        Panel("top-1 and pseudo-labels (%)", {
-            "test": values(lambda row: row.get("test", {}).get("top1"), 100),
-            "validation": values(lambda row: row.get("val", {}).get("top1"), 100),
-            "pseudo-labels": values(lambda row: row.get("pseudo_label_accuracy"), 100)}),
-        Panel("macro-F1 and calibration error (test, %)", {
-            name: values(lambda row, key=key: row.get("test", {}).get(key), 100)
-            for key, name in (("macro_f1", "macro-F1"), ("ece", "ECE"))}),
-        Panel("agreement and confidence (test, %)", {
-            name: values(lambda row, name=name: row.get("test", {}).get(name), 100)
-            for name in ("agreement", "confidence")}),
-        Panel("KL divergence of the distributions", {
-            name: values(lambda row, split=split: row.get(split, {}).get("kl"))
-            for split, name in (("test", "test"), ("val", "validation"))}),
-        Panel("loss and its parts", {name: values(lambda row, name=name: row.get(name)) for name in losses}),
-        Panel("learning rates", {name: values(lambda row, name=name: row.get("lr", {}).get(name)) for name in rates},
-              log_scale=True),
-        Panel("test top-1 of each stage alone (%)",
-              _stages(runs, lambda row: row.get("test", {}).get("stage_top1"), 100)),
-        Panel("stages' weights in the fusion", _stages(runs, lambda row: row.get("stage_weights"))),
-        Panel("σ of NGA", _stages(runs, lambda row: row.get("sigma"))),
-        Panel("CKA with the last stage (test)", _stages(runs, lambda row: row.get("test", {}).get("stage_cka"))),
-        Panel("same class as the next stage (test, %)",
-              _stages(runs, lambda row: row.get("test", {}).get("stage_agreement"), 100)),
-        Panel("length of the prompts", _stages(runs, lambda row: row.get("prompt_norms"))),
-        Panel("gradient norm", {"all": values(lambda row: row.get("grad_norm"))}, log_scale=True),
-        *(Panel(f"gradient norm, {kind}", _stages(runs, lambda row, kind=kind: row.get("gradient_norms", {}).get(kind)),
-                log_scale=True) for kind in kinds)]
-    drawn = [panel._replace(lines={name: seeds for name, seeds in panel.lines.items() if seeds}) for panel in found]
-    return [panel for panel in drawn if panel.lines]
+    save_png(draw((6.4 * columns, 4.4 * rows), paint), path)
 
 
-def curves(runs: Sequence[dict], get: Callable[[dict], float | None], factor: float = 1.0) -> list[Curve]:
-    """A curve per run of what `get` finds in its rows, without empty ones."""
-    found = [[(row["epoch"], factor * get(row)) for row in run["rows"] if get(row) is not None] for run in runs]
-    return [curve for curve in found if curve]
-
-
-def _stages(runs: Sequence[dict], get: Callable[[dict], list | None], factor: float = 1.0) -> dict[str, list[Curve]]:
-    """A line per entry of a list in the rows, `stage 1` and so on; `all` where there is but one."""
-    count = max((len(get(row) or ()) for run in runs for row in run["rows"]), default=0)
-
-    def entry(row: dict, stage: int) -> float | None:
-        found = get(row) or ()
-        return found[stage] if stage < len(found) else None
-
-    return {f"stage {stage + 1}" if count > 1 else "all":
-            curves(runs, lambda row, stage=stage: entry(row, stage), factor) for stage in range(count)}
-
-
-def training_figure(runs: Sequence[dict]) -> Figure | None:
-    """All training panels of one method, three in a row: means over the seeds, and what the seeds span as a band."""
-    found = training_panels(runs)
-    if not found:
+def curves_figure(members: Groups, looks: Looks, axis: str = "epoch") -> Figure | None:
+    """A panel's test accuracy by `epoch` or `seconds`: each run thin, means thick, baselines grey; None where nothing
+    tells it or too many methods would cross."""
+    if len(members) > LINES or not any(accuracies(runs, axis) for runs in members.values()):
         return None
-    with matplotlib.rc_context(SETTINGS):
-        rows = -(-len(found) // 3)
-        figure = Figure(figsize=(10.5, 2.7 * rows), layout="constrained")
-        axes = figure.subplots(rows, 3, squeeze=False).ravel()
-        for axis, panel in zip(axes, found):
-            _draw_panel(axis, panel)
-        for axis in axes[len(found):]:
-            axis.remove()
-    return figure
+
+    def paint(figure: Figure) -> None:
+        _draw_methods(figure.subplots(), members, looks, axis)
+        legend_below(figure, 2)
+
+    return draw((6.0, 4.0 + 0.1 * len(members)), paint)
 
 
-def _draw_panel(axis, panel: Panel) -> None:
-    for number, (name, seeds) in enumerate(panel.lines.items()):
-        look = _look(number)
-        by_epoch: dict[int, list[float]] = {}
-        for epoch, value in (point for curve in seeds for point in curve):
-            by_epoch.setdefault(epoch, []).append(value)
-        epochs = sorted(by_epoch)
-        axis.plot(epochs, [statistics.mean(by_epoch[epoch]) for epoch in epochs], label=name, linewidth=1.6,
-                  marker="o", markersize=2.5, **look)
-        if len(seeds) > 1:
-            axis.fill_between(epochs, [min(by_epoch[epoch]) for epoch in epochs],
-                              [max(by_epoch[epoch]) for epoch in epochs], color=look["color"], alpha=0.15, linewidth=0)
-    positive = all(value > 0 for seeds in panel.lines.values() for curve in seeds for _, value in curve)
-    axis.set(title=panel.title, xlabel="epoch")
-    if panel.log_scale and positive:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the default is written in mathtext
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(ncols=2 if len(panel.lines) > 4 else 1)
-
-
-def _look(number: int) -> dict[str, str]:
-    """Colour and style of the nth line: neighbours differ in both, and the first LINES are all different."""
-    turn, colour = divmod(number, len(COLOURS))
-    return {"color": COLOURS[colour], "linestyle": STYLES[(number + turn) % len(STYLES)]}
-
-
-# --- methods against each other -------------------------------------------------------------------------------------
-
-def draw_curves(groups: Groups, path: Path) -> None:
-    """A panel per data set, supervision and backbone: test accuracy by epoch, each run thin, means thick; baselines
-    dashed."""
-    found = panels(groups)
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(6.4 * len(found), 4.2), layout="constrained")
-        axes = figure.subplots(1, len(found), squeeze=False)[0]
-        for axis, (panel, members) in zip(axes, found.items()):
-            _draw_methods(axis, panel, members)
-        figure.savefig(path, dpi=120)
-
-
-def curves_figure(members: Groups) -> Figure | None:
-    """One panel of `draw_curves`; None where nothing was trained or too many methods would cross."""
-    if len(members) > LINES or not any(_accuracies(runs) for runs in members.values()):
-        return None
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-        _draw_methods(figure.subplots(), next(iter(members)).panel, members)
-    return figure
-
-
-def _draw_methods(axis, panel: tuple[str, ...], members: Groups) -> None:
-    for number, (key, runs) in enumerate(members.items()):
-        seeds = _accuracies(runs)
-        if not seeds:
-            continue
-        look = _look(number)
+def _draw_methods(place: Axes, members: Groups, looks: Looks, axis: str) -> None:
+    for key, runs in members.items():
+        seeds, look = accuracies(runs, axis), looks[key.method]
         for curve in seeds if len(seeds) > 1 else []:
-            axis.plot(*zip(*curve), color=look["color"], alpha=0.25, linewidth=1)
-        means = [(points[0][0], statistics.mean(value for _, value in points)) for points in zip(*seeds)]
-        axis.plot(*zip(*means), linewidth=2, marker="o", markersize=3, label=key.method, **look)
-    for name, value in _baselines(members).items():
-        axis.axhline(value, color="#808080", linestyle=":" if name == "zero_shot" else "--", label=METHODS[name])
-    axis.set(title=", ".join(panel), xlabel="epoch (0: before the first step)", ylabel="test top-1 (%)")
-    handles = axis.get_legend_handles_labels()[0]
-    if handles:
-        axis.legend(ncols=1 + len(handles) // 12)
+            place.plot(*zip(*curve), color=look.color, alpha=0.25, linewidth=1)
+        if seeds:
+            means = [tuple(map(statistics.mean, zip(*points))) for points in zip(*seeds)]
+            place.plot(*zip(*means), linewidth=2, marker="o", markersize=3, label=key.method, **look._asdict())
+    for name, value in baselines(members).items():
+        place.axhline(value, label=METHODS[name], **BASELINES[name]._asdict())
+    place.set(xlabel=X_LABELS[axis], ylabel="test top-1 (%)")
 
 
-def _accuracies(runs: Sequence[dict]) -> list[Curve]:
-    return curves(runs, lambda row: row.get("test", {}).get("top1"), 100)
+def accuracies(runs: Sequence[dict], axis: str = "epoch") -> list[Curve]:
+    """A curve per run of its test accuracy in per cent, by `epoch`, or by the `seconds` that training took until then;
+    of the latter none for a record without times."""
+    found = []
+    for run in runs:
+        seconds, curve = 0.0, []
+        for row in run["rows"]:
+            seconds += row.get("train_seconds", 0)
+            if "top1" in row.get("test", {}):
+                curve.append((row["epoch"] if axis == "epoch" else seconds, 100 * row["test"]["top1"]))
+        if curve and (seconds or axis == "epoch"):
+            found.append(curve)
+    return found
 
 
-def _baselines(members: Groups) -> dict[str, float]:
+def baselines(members: Groups) -> dict[str, float]:
     """Mean top-1 in per cent of zero-shot and the text classifier, over all runs that measured them."""
     found = {}
-    for name in ("zero_shot", "text_classifier"):
+    for name in BASELINES:
         values = [value for runs in members.values() for value in scores(runs, name).values()]
         if values:
             found[name] = 100 * statistics.mean(values)
@@ -219,48 +96,89 @@ def _baselines(members: Groups) -> dict[str, float]:
 
 
 def draw_comparison(groups: Groups, path: Path, baseline: str = "") -> None:
-    """The comparison of the panel with the most methods, as a file; nothing where no panel has an accuracy."""
-    figures = [comparison_figure(members, baseline) for members in
-               sorted(panels(groups).values(), key=len, reverse=True)]
-    figure = next((figure for figure in figures if figure), None)
-    if figure:
-        with matplotlib.rc_context(SETTINGS):
-            figure.savefig(path, dpi=120)
+    """The comparison of the panel with the most methods, as a picture: scores, and differences where there are some;
+    nothing where no panel has an accuracy."""
+    members = max(panels(groups).values(), key=lambda members: len(ranked(members)))
+    looks, order, compared = choose_looks(groups), ranked(members), paired_differences(members, baseline)
+
+    def paint(figure: Figure) -> None:
+        left, *right = figure.subplots(1, 1 + bool(compared), sharey=True, squeeze=False)[0]
+        _draw_scores(left, members, order, looks)
+        left.set_title(", ".join(order[0].panel))
+        for axis in right:
+            _draw_differences(axis, compared, order, looks, choose_baseline(members, baseline))
+        legend_below(figure, 2)
+
+    if order:
+        save_png(draw((5.2 + 4.3 * bool(compared), 1.9 + 0.27 * len(order)), paint), path)
 
 
-def comparison_figure(members: Groups, baseline: str = "") -> Figure | None:
-    """A panel's methods, best first. Left: test top-1 of each seed and the mean. Right: the difference from the
-    baseline with its 95 % interval over the common seeds. None where nothing has an accuracy."""
+def scores_figure(members: Groups, looks: Looks) -> Figure | None:
+    """A panel's methods, the best on top: test top-1 of each seed and the mean; None where nothing has an accuracy."""
+    order = ranked(members)
+
+    def paint(figure: Figure) -> None:
+        _draw_scores(figure.subplots(), members, order, looks)
+        legend_below(figure, 2)
+
+    return draw((6.0, 1.9 + 0.27 * len(order)), paint) if order else None
+
+
+def differences_figure(members: Groups, looks: Looks, baseline: str = "") -> Figure | None:
+    """The same methods' differences from the baseline with their 95 % intervals; None where no two methods have two
+    seeds in common: one alone has no interval."""
+    order, compared = ranked(members), paired_differences(members, baseline)
+
+    def paint(figure: Figure) -> None:
+        _draw_differences(figure.subplots(), compared, order, looks, choose_baseline(members, baseline))
+
+    return draw((6.0, 1.5 + 0.27 * len(order)), paint) if compared else None
+
+
+def ranked(members: Groups) -> list[Key]:
+    """The methods that have an accuracy, from the lowest mean to the highest."""
     tuned = {key: list(tuned_scores(runs, "top1").values()) for key, runs in members.items()}
-    order = sorted((key for key in tuned if tuned[key]), key=lambda key: statistics.mean(tuned[key]))
-    if not order:
-        return None
+    return sorted((key for key in tuned if tuned[key]), key=lambda key: statistics.mean(tuned[key]))
+
+
+def paired_differences(members: Groups, baseline: str = "") -> dict[Key, list[float]]:
+    """How far each method is from the panel's baseline, in points of top-1, seed by seed; {} where no two methods have
+    two seeds in common."""
     reference = choose_baseline(members, baseline)
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(9.5, 1.7 + 0.27 * len(order)), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.2, 1])
-        for place, key in enumerate(order):
-            _draw_row(left, right, place, key, [100 * value for value in tuned[key]], members, reference)
-        for name, value in _baselines(members).items():
-            left.axvline(value, color="#808080", linestyle=":" if name == "zero_shot" else "--", label=METHODS[name])
-        if left.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside lower center", ncols=2)
-        left.set_yticks(range(len(order)), [key.method for key in order])
-        left.set_ylim(-0.6, len(order) - 0.4)
-        left.set(xlabel="test top-1, last epoch (%)", title=", ".join(order[0].panel))
-        right.axvline(0, color=INK, linewidth=0.8)
-        right.set(xlabel="points, 95 % interval over common seeds", title=f"against {reference.method}")
-    return figure
+    theirs = tuned_scores(members[reference], "top1")
+    found = {key: [100 * value for value in differences(tuned_scores(runs, "top1"), theirs)]
+             for key, runs in members.items() if key != reference}
+    if max(map(len, found.values()), default=0) < 2:
+        return {}
+    return {key: values for key, values in found.items() if values}
 
 
-def _draw_row(left, right, place: int, key: Key, values: list[float], members: Groups, reference: Key) -> None:
-    colour = COLOURS[1] if key == reference else COLOURS[0]
-    left.plot(values, [place] * len(values), "o", color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
-    left.plot(statistics.mean(values), place, "|", color=colour, markersize=11, markeredgewidth=2.5)
-    paired = [100 * value for value in differences(tuned_scores(members[key], "top1"),
-                                                   tuned_scores(members[reference], "top1"))]
-    if key != reference and paired:
-        mean, low, high = mean_interval(paired)
-        if len(paired) > 1:
-            right.plot([low, high], [place, place], color=colour, linewidth=2)
-        right.plot(mean, place, "o", color=colour, markersize=5)
+def _draw_scores(axis: Axes, members: Groups, order: Sequence[Key], looks: Looks) -> None:
+    for place, key in enumerate(order):
+        values, colour = [100 * value for value in tuned_scores(members[key], "top1").values()], looks[key.method].color
+        if len(values) > 1:
+            axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
+        axis.plot(statistics.mean(values), place, "|", color=colour, markersize=11, markeredgewidth=2.5)
+    for name, value in baselines(members).items():
+        axis.axvline(value, label=METHODS[name], **BASELINES[name]._asdict())
+    _name_rows(axis, order)
+    axis.set_xlabel("test top-1, last epoch (%)")
+
+
+def _draw_differences(axis: Axes, compared: Mapping[Key, list[float]], order: Sequence[Key], looks: Looks,
+                      reference: Key) -> None:
+    axis.axvline(0, color=INK, linewidth=0.8)
+    for place, key in enumerate(order):
+        if values := compared.get(key):
+            mean, low, high = mean_interval(values)
+            colour = looks[key.method].color
+            if len(values) > 1:
+                axis.plot([low, high], [place, place], color=colour, linewidth=2)
+            axis.plot(mean, place, "o", color=colour, markersize=5)
+    _name_rows(axis, order)
+    axis.set(xlabel="points, 95 % interval over common seeds", title=f"against {reference.method}")
+
+
+def _name_rows(axis: Axes, order: Sequence[Key]) -> None:
+    axis.set_yticks(range(len(order)), [key.method for key in order])
+    axis.set_ylim(-0.6, len(order) - 0.4)

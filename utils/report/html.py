@@ -2,61 +2,57 @@
 
 from __future__ import annotations
 
-import base64
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
-from .charts import comparison_figure, curves_figure, to_svg, training_figure
+from matplotlib.figure import Figure
+
+from .charts import Looks, curves_figure, differences_figure, scores_figure
+from .facts import class_table, duration, runs_table, settings_table, training_seconds
+from .figures import Look, choose_looks, to_svg
+from .groups import METHODS, Groups, Key, choose_baseline, find_confusion, panels
+from .markup import embedded, html_table
+from .page import page
 from .tables import (
-    Groups,
-    Key,
+    CONDITIONS,
     Table,
     accuracy_table,
     difference_table,
     distribution_note,
     distribution_table,
-    find_confusion,
     further_table,
     markdown,
-    panels,
     published_note,
 )
+from .training_charts import training_figures
 
+HERE = Path(__file__).parent
 SHOWN_CLASSES = 30  # a larger confusion matrix is told by its most frequent confusions
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --stripe: #f6f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171a; --text: #e6e8ea; --soft: #9aa4ae; --line: #353b42; --stripe: #1c2126; }
-}
-body { background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
-       max-width: 1240px; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; }
-p, figcaption { color: var(--soft); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: left; white-space: nowrap; }
-thead th { vertical-align: bottom; white-space: normal; }
-tbody tr:nth-child(even) { background: var(--stripe); }
-table.matrix td { text-align: center; padding: .25rem .4rem; border: 0; }
-table.matrix tbody tr { background: none; }
-table.matrix thead th { writing-mode: vertical-rl; padding: .5rem .2rem; }
-figure { margin: 1rem 0; } svg, img { height: auto; width: 100%; }
-img { background: #fff; max-width: 900px; }
-details { border-top: 1px solid var(--line); padding: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
-code { font-size: .85rem; overflow-wrap: anywhere; }
-"""
 NOTES = {
-    "accuracy": "Top-1 in per cent on the test split, mean ± standard deviation over seeds. The test split is scored "
-                "in every epoch and never selects: the last epoch, and the one that was best on the validation split. "
-                "Settings are the tuned defaults where no other are named; `published` are the original program's.",
+    "accuracy": "Top-1 in per cent on the test split (↑: higher is better), mean ± standard deviation over seeds. The "
+                "test split is scored in every epoch and never selects: the last epoch, and the one that was best on "
+                "the validation split. Settings are the tuned defaults where no other are named; those called "
+                "published are the original program's.",
     "difference": "Points on the test split, paired by seed: mean of the differences and a 95 % t-interval. One that "
                   "holds 0 shows no difference. Where many methods are compared, some intervals miss 0 by chance.",
-    "further": "The tuned models on the test split, last epoch, in per cent. ECE: expected calibration error, lower is "
-               "better. Without labels there is agreement with the text classifier and the mean confidence.",
-    "distribution": "Emotion distributions on the test split, mean ± standard deviation over seeds; ↓: lower is "
-                    "better.",
+    "further": "The models on the test split, tuned ones after the last epoch, in per cent. ECE: expected calibration "
+               "error. Without labels there is agreement with the text classifier and the mean confidence.",
+    "distribution": "Emotion distributions on the test split, tuned models after the last epoch, mean ± standard "
+                    "deviation over seeds; ↓: lower is better.",
+    "classes": "Accuracy of each class on the test split in per cent, tuned models after the last epoch.",
+    "runs": "Training is the time of all epochs, without evaluation and what comes before them; the whole run that "
+            "since its start, or since it was last resumed.",
+    "settings": "What each method is set to otherwise than the one it is compared with (whose value is in brackets); "
+                "settings that change no number are left out.",
+    "training": "Lines: mean over the seeds; bands: what they span. Epoch 0 is before the first step. Reliability: "
+                "accuracy of the images by the confidence of their predictions, all seeds together; on the diagonal "
+                "they are equal, and a dot's area is the share of the images.",
+    "repeat": "In the project's folder. RUNS stands for the folder that these runs are in; <code>--root</code> tells "
+              "where the images are, if not where they were.",
     "confusion": "True classes in rows, predicted ones in columns; test images of all seeds together, last epoch. The "
                  "shade is the share of the row.",
 }
@@ -65,58 +61,120 @@ NOTES = {
 def markdown_report(groups: Groups, baseline: str = "") -> str:
     """All tables in Markdown, each with what its figures are."""
     parts = []
-    for note, table in _tables(groups, baseline):
+    for _, note, table in _tables(groups, baseline):
         parts += [note, markdown(table)]
     return "\n\n".join(parts) + "\n"
 
 
-def html_report(groups: Groups, title: str, baseline: str = "") -> str:
-    """The whole report as one HTML page that loads nothing."""
-    body = [f"<h1>{escape(title)}</h1>"]
-    for note, table in _tables(groups, baseline):
-        body += [f"<p>{escape(note)}</p>", html_table(table)]
-    for panel, members in panels(groups).items():
-        body.append(f"<h2>{escape(', '.join(panel))}</h2>")
-        for figure, what in ((comparison_figure(members, baseline), "methods, best first"),
-                             (curves_figure(members), "test accuracy by epoch")):
-            if figure:
-                body.append(f"<figure>{to_svg(figure, f'{title}: {what}')}</figure>")
-        body += [method_section(key, runs) for key, runs in members.items()]
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n")
+def html_report(groups: Groups, title: str, baseline: str = "", folder: Path | None = None) -> str:
+    """The whole report as one HTML page that loads nothing; `folder` is where it will lie, which links to the runs'
+    own pages start from (none are made if it is not given)."""
+    looks = choose_looks(groups)
+    body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(summary(groups))}</p>"]
+    for heading, note, table in _tables(groups, baseline):
+        body += [f"<h2>{heading}</h2>", method_table(table, note, looks)]
+    found = panels(groups)
+    settings = settings_table(groups, {panel: choose_baseline(members, baseline) for panel, members in found.items()})
+    for heading, note, table in (("Settings that differ", NOTES["settings"], settings),
+                                 ("The runs", NOTES["runs"], runs_table(groups))):
+        if len(table) > 1:
+            body.append(f"<details><summary>{heading}</summary>{method_table(table, note, looks)}</details>")
+    for panel, members in found.items():
+        body += panel_section(panel, members, looks, baseline, folder)
+    style, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return page(title, body, style, script)
 
 
-def _tables(groups: Groups, baseline: str) -> list[tuple[str, Table]]:
-    found = [(f"{NOTES['accuracy']} {published_note(groups)}".strip(), accuracy_table(groups)),
-             (NOTES["difference"], difference_table(groups, baseline)), (NOTES["further"], further_table(groups)),
-             (f"{NOTES['distribution']} {distribution_note(groups)}".strip(), distribution_table(groups))]
-    return [(note, table) for note, table in found if len(table) > 1]
+def summary(groups: Groups) -> str:
+    """How many runs there are, when they were made and how long they trained."""
+    runs = [run for members in groups.values() for run in members]
+    days = sorted({str(date)[:10] for run in runs if (date := run.get("environment", {}).get("date"))})
+    time = duration(training_seconds(runs))
+    return ", ".join([f"{len(runs)} run{'s' * (len(runs) > 1)} of {len(groups)} method{'s' * (len(groups) > 1)}",
+                      *(["made " + " to ".join(dict.fromkeys((days[0], days[-1])))] if days else []),
+                      *([f"{time} of training (h:mm:ss) in all"] if time else [])])
 
 
-def html_table(table: Table) -> str:
-    head, *rows = [[escape(cell) for cell in row] for row in table]
-    lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
-    return ('<div class="wide"><table><thead><tr>' + "".join(f"<th>{cell}</th>" for cell in head)
-            + "</tr></thead><tbody>" + "".join(lines) + "</tbody></table></div>")
+def _tables(groups: Groups, baseline: str) -> list[tuple[str, str, Table]]:
+    """(heading, note, table) of each table that has rows."""
+    found = [("Accuracy", f"{NOTES['accuracy']} {published_note(groups)}".strip(), accuracy_table(groups)),
+             ("Differences", NOTES["difference"], difference_table(groups, baseline)),
+             ("Classes and calibration", NOTES["further"], further_table(groups)),
+             ("Distributions", f"{NOTES['distribution']} {distribution_note(groups)}".strip(),
+              distribution_table(groups))]
+    return [(heading, note, table) for heading, note, table in found if len(table) > 1]
 
 
-def method_section(key: Key, runs: Sequence[dict]) -> str:
+def method_table(table: Table, note: str, looks: Looks) -> str:
+    """A table as HTML with the method first, marked by its look."""
+    place = table[0].index("trainer")
+    rows = [[row[place], *row[:place], *row[place + 1:]] for row in table]
+    rows[0][0] = "method"
+    marks = {name + added: look.mark for name, look in looks.items() for added in ("", f", {METHODS['untrained']}")}
+    return html_table(rows, note, marks, CONDITIONS)
+
+
+def panel_section(panel: tuple[str, ...], members: Groups, looks: Looks, baseline: str,
+                  folder: Path | None) -> Iterable[str]:
+    """What is compared within a panel: charts, the accuracy of each class, and each of its methods."""
+    yield f"<h2>{escape(', '.join(panel))}</h2>"
+    figures = {"methods, best first": scores_figure(members, looks),
+               "differences": differences_figure(members, looks, baseline),
+               "test accuracy by epoch": curves_figure(members, looks),
+               "test accuracy by seconds of training": curves_figure(members, looks, "seconds")}
+    yield figure_grid({name: figure for name, figure in figures.items() if figure}, ", ".join(panel), "panels large")
+    classes = class_table(members)
+    if len(classes) > 1:
+        yield f"<details><summary>Accuracy of each class</summary>{html_table(classes, NOTES['classes'])}</details>"
+    for key, runs in members.items():
+        yield method_section(key, runs, looks[key.method], folder)
+
+
+def figure_grid(figures: dict[str, Figure], title: str, kind: str = "panels") -> str:
+    """Figures side by side, as many as the page is wide."""
+    return f'<div class="{kind}">' + "".join(
+        f"<figure>{to_svg(figure, f'{title}: {name}')}</figure>" for name, figure in figures.items()) + "</div>"
+
+
+def method_section(key: Key, runs: Sequence[dict], look: Look, folder: Path | None) -> str:
     """What one method's runs tell: curves, confusions, pictures, and how to repeat them."""
-    parts = [f"<details><summary>{escape(key.method)}, {len(runs)} seed{'s' * (len(runs) > 1)}</summary>"]
-    figure = training_figure(runs)
-    if figure:
-        parts += [f"<figure>{to_svg(figure, f'{key.method}: training')}<figcaption>Lines: mean over the seeds; bands: "
-                  "what they span. Epoch 0 is before the first step.</figcaption></figure>"]
-    counts = find_confusion(runs)
-    if counts:
+    parts = [f"<details><summary>{look.mark}{escape(key.method)}, {len(runs)} seed{'s' * (len(runs) > 1)}</summary>"]
+    figures = training_figures(runs, look)
+    if figures:
+        parts += [f"<p>{NOTES['training']}</p>", figure_grid(figures, key.method)]
+    if counts := find_confusion(runs):
         parts += ["<h3>Confusions</h3>", confusion_html(counts, runs[0]["classnames"])]
+    parts += pages_html(runs, folder) if folder else []
     picture = next((run["folder"] / "predictions.png" for run in runs
                     if (run["folder"] / "predictions.png").is_file()), None)
     if picture:
-        parts.append(f"<h3>Test images</h3><figure>{embedded(picture, f'{key.method}: predictions')}</figure>")
+        parts.append("<h3>Some test images</h3><figure>"
+                     + embedded(picture.read_bytes(), f"{key.method}: predictions") + "</figure>")
     commands = "<br>".join(f"<code>{escape(repeat_command(run))}</code>" for run in runs)
-    return "\n".join([*parts, f"<h3>Repeat</h3><p>{commands}</p></details>"])
+    return "\n".join([*parts, f"<h3>Repeat</h3><p>{NOTES['repeat']}</p><p>{commands}</p></details>"])
+
+
+def pages_html(runs: Sequence[dict], folder: Path) -> list[str]:
+    """Links to the runs' own pages of test images and mistakes, or the command that makes one."""
+    links = [f'<a href="{escape(quote(path))}">{escape(name)}</a>' for run in runs
+             for name, path in linked_pages(run["folder"], folder)]
+    told = ", ".join(links) if links else (
+        f"<code>{escape(f'python LaFTer.py --eval-only --model-dir {run_place(runs[0])}')}</code> writes a page of all "
+        "test images and the surest mistakes into the run's folder.")
+    return [f"<h3>Mistakes</h3><p>{told}</p>"]
+
+
+def linked_pages(run: Path, folder: Path) -> list[tuple[str, str]]:
+    """(name, relative path from `folder`) of a run's pages; none where they are on another drive."""
+    if run.resolve().drive != folder.resolve().drive:
+        return []
+    return [(f"{run.name}/{path.name}", Path(os.path.relpath(path, folder)).as_posix())
+            for path in sorted(run.glob("*.html"))]
+
+
+def run_place(run: dict) -> str:
+    """A run's folder as it is told in a command, whatever the machine."""
+    return shlex.quote(f"RUNS/{run['place']}")
 
 
 def repeat_command(run: dict) -> str:
@@ -124,7 +182,7 @@ def repeat_command(run: dict) -> str:
     program, name = "LaFTer.py", run["folder"].name
     if run["trainer"] == "LinearProbe":  # it puts its targets before the name
         program, name = f"scripts/linear_probe.py --targets {run['targets']}", name.removeprefix(f"{run['targets']}-")
-    config, name = (shlex.quote(text) for text in ((run["folder"] / "config.yaml").as_posix(), f"again-{name}"))
+    config, name = shlex.quote(f"RUNS/{run['place']}/config.yaml"), shlex.quote(f"again-{name}")
     return f"python {program} --config-file {config} --exp-name {name}"
 
 
@@ -143,9 +201,3 @@ def confusion_html(counts: list[list[int]], classnames: Sequence[str]) -> str:
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     return (f"<p>{NOTES['confusion']}</p>" + '<div class="wide"><table class="matrix"><thead><tr>' + head
             + "</tr></thead><tbody>" + "".join(rows) + "</tbody></table></div>")
-
-
-def embedded(path: Path, text: str) -> str:
-    """A PNG file as an image inside the page."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +12,6 @@ from ..data.images import read_image
 from ..data.items import UNKNOWN, Item
 from ..errors import InputError
 
-log = logging.getLogger(__name__)
-
-EAST_ASIAN = "\u2e80"  # where Unicode's East Asian characters begin
-EAST_ASIAN_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei",
-                    "SimHei", "PingFang SC", "Hiragino Sans GB", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
-                    "Arial Unicode MS"]
 BARS = 10  # at most so many classes have a bar
 ANNOTATED, PREDICTED = "#0072b2", "#e69f00"  # blue and orange that colour-blind eyes and grey prints keep apart
 
@@ -34,6 +25,8 @@ def draw_predictions(items: Sequence[Item], probabilities: Tensor, classnames: S
     """
     from matplotlib.figure import Figure  # only here: a picture is not always wanted, and the import takes a second
 
+    from .fonts import fonts_for
+
     if tuple(probabilities.shape) != (len(items), len(classnames)):
         raise InputError(f"{len(items)} images of {len(classnames)} classes need as many rows and columns of "
                          f"probabilities, not {tuple(probabilities.shape)}")
@@ -44,7 +37,7 @@ def draw_predictions(items: Sequence[Item], probabilities: Tensor, classnames: S
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(4.6 * columns, 2.0 * rows + 0.5), layout="constrained")
-    with _fonts([*classnames, *(items[i].path.parent.name + items[i].path.name for i in chosen)]):
+    with fonts_for([*classnames, *(items[i].path.parent.name + items[i].path.name for i in chosen)]):
         axes = figure.subplots(rows, 3 * columns, squeeze=False, width_ratios=[1.1, 1, 0.06] * columns).reshape(-1, 3)
         limit = max(max(row) for row in [*predicted, *(items[i].distribution or (0,) for i in chosen)])
         for (photo, bars, gap), index, row in zip(axes, chosen, predicted):
@@ -56,21 +49,6 @@ def draw_predictions(items: Sequence[Item], probabilities: Tensor, classnames: S
             axis.remove()
         _draw_legend(figure, [items[i] for i in chosen])
         figure.savefig(path, dpi=120)
-
-
-@contextmanager
-def _fonts(texts: Sequence[str]) -> Iterator[None]:
-    """Text drawn inside falls back to an East Asian font; where there is none, one line says so."""
-    import matplotlib
-    from matplotlib.font_manager import get_font_names
-
-    found = sorted(set(EAST_ASIAN_FONTS) & set(get_font_names()), key=EAST_ASIAN_FONTS.index)
-    if not found and any(character >= EAST_ASIAN for text in texts for character in text):
-        log.warning("the picture shows boxes for some names: no font here has their characters; install one, such as "
-                    "Noto Sans CJK")
-    with matplotlib.rc_context({"font.family": ["DejaVu Sans", *found]}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
-        yield
 
 
 def choose_items(items: Sequence[Item], count: int, seed: int) -> list[int]:

@@ -40,6 +40,15 @@ class Cell:
     def begun(self) -> bool:
         return not self.finished and (self.folder / "metrics.jsonl").exists()
 
+    @property
+    def log(self) -> Path:
+        """The file, beside the run's folder, for what it writes to the terminal."""
+        return self.folder.with_name(self.folder.name + ".log")
+
+    def last_words(self) -> str:
+        """The last line of its log, and where that is."""
+        return f"{self.log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1]} (see {self.log})"
+
 
 def read_experiment(path: Path, output: str = "", extra: Sequence[str] = ()) -> list[Cell]:
     """All runs of an experiment, seed by seed, each checked as LaFTer.py will check it.

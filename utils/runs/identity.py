@@ -22,12 +22,14 @@ log = logging.getLogger(__name__)
 HARMLESS = {"RESUME", "PICTURES", "DEVICE", "LOG_DIR", "OUTPUT_DIR", "EXP_NAME", "DATALOADER.NUM_WORKERS",
             "TRAIN.PRINT_FREQ", "TRAIN.KEEP", "TEXT.CACHE_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD",
             "DATALOADER.CACHE_GB", "DATALOADER.CACHE_DIR", "DATALOADER.ON_ERROR", "MODEL.DOWNLOAD_ROOT",
-            "DATALOADER.TIMEOUT", "DATALOADER.TRAIN_X.MICRO_BATCH", "MODEL.CHECKPOINT_GRADIENTS"}
+            "DATALOADER.TIMEOUT", "DATALOADER.TRAIN_X.MICRO_BATCH", "MODEL.CHECKPOINT_GRADIENTS", "MODEL.TF32",
+            "TRAIN.CUDA_GRAPH", "LOG.TENSORBOARD"}
 # keys that name what counts by its content, wherever it lies and however it was found: that is compared in their place
 BY_CONTENT = {"DATASET.CLASSNAMES", "DATASET.SPLIT_FILE", "DATASET.DESCRIPTIONS", "DATASET.TEXT_FEATURES",
               "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.QUICK_GELU"}
 # keys that a trained model can be used with in another value than it was trained with; the answer says so
 CHANGEABLE = ("MODEL.PRECISION", "INPUT.SIZE", "INPUT.EXIF")
+SETTLED = ("MODEL.PRECISION", "auto")  # takes what the run has, see trainers.precision.settle_precision
 # keys, and beginnings of keys, that make it another model, or one that sees other images
 FIXED = ("PROMPT_NUM", "MULTI_LAYER_PROMPT.", "DUAL_TASK.ENABLED", "INPUT.INTERPOLATION", "INPUT.PIXEL_")
 ACTIVATION = {True: "QuickGELU", False: "the plain GELU"}
@@ -152,7 +154,7 @@ def changed_settings(run: Identity, cfg: CfgNode) -> dict[str, list[object]]:
 def setting_differences(there: Mapping[str, object], here: Mapping[str, object]) -> Iterator[str]:
     """`KEY is x there and y here` of each key that changes numbers by its value, in alphabetical order."""
     for key in sorted((there.keys() | here.keys()) - HARMLESS - BY_CONTENT):
-        if there.get(key) != here.get(key):
+        if there.get(key) != here.get(key) and (key, here.get(key)) != SETTLED:
             yield f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
 
 

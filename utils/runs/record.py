@@ -13,9 +13,10 @@ from pathlib import Path, PureWindowsPath
 from filelock import FileLock, Timeout
 from yacs.config import CfgNode
 
-from ..errors import InputError, TrainingError
+from ..errors import InputError, TrainingError, words
 from ..files import read_text, write_whole
 from .identity import Identity, read_identity
+from .tensorboard import Board
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Run:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.passive = passive
+        self._board: Board | None = None
         self._lock = FileLock(folder / ".lock")
         if passive:
             return
@@ -88,8 +90,8 @@ class Run:
             raise InputError(f"{self.folder} is in use by a live process: wait for it to end, or choose another "
                              "--exp-name") from error
         except (OSError, NotImplementedError) as error:
-            raise InputError(f"{self.folder} cannot be locked ({error}): choose an --output-dir on a disk that can "
-                             "be written to and locks files") from error
+            raise InputError(f"{self.folder} cannot be locked ({words(error, self.folder)}): choose an --output-dir on "
+                             "a disk that can be written to and locks files") from error
 
     def unlock(self) -> None:
         self._lock.release()
@@ -113,17 +115,20 @@ class Run:
         """Write the resolved configuration and what the run answers for."""
         if self.passive:
             return
+        self._board = Board(self.folder / "tensorboard") if cfg.LOG.TENSORBOARD else None
         write_text(self.folder / "config.yaml", cfg.dump())
         identity.save(self.folder)
 
     def append(self, row: dict[str, object]) -> None:
-        """Add a row to metrics.jsonl."""
+        """Add a row to metrics.jsonl, and with LOG.TENSORBOARD to TensorBoard's copy of it."""
         if self.passive:
             return
         path = self.folder / "metrics.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+            if self._board:
+                self._board.update(self.rows())
         except OSError as error:
             raise TrainingError(f"cannot write {path} ({error.strerror or error}): make room, then go on with "
                                 "--resume auto") from error
