@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from scripts import compare
-from tests.test_processes import wait_for
 from utils.config import flatten
 from utils.demo.faces import draw_dataset
 from utils.errors import InputError
