@@ -15,14 +15,14 @@ from utils.demo.faces import draw_dataset
 from utils.errors import InputError
 from utils.runs.record import read_rows
 
-QUICK = ("--epochs", "2", "--batch_size", "12", "--lr", "0.001")
+QUICK = ("--epochs", "2", "--batch_size", "6", "--lr", "0.001", "PROMPT_NUM", "8", "MULTI_LAYER_PROMPT.NUM", "2")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A data root with a small demo in it."""
     folder = tmp_path_factory.mktemp("data")
-    draw_dataset(folder / "demo", train_per_class=6, test_per_class=4)
+    draw_dataset(folder / "demo", train_per_class=3, test_per_class=2)
     return folder
 
 
@@ -36,7 +36,7 @@ def run(root, tmp_path):
         quick = () if untuned else QUICK  # its flags would be refused
         places = ["--root", str(root), "--output-dir", str(tmp_path / "out"), "TEXT.CACHE_DIR", str(tmp_path / "cache")]
         result = LaFTer.main(["--dataset-config-file", "demo", *quick, *arguments, *places,
-                              "DATASET.VAL_FRACTION", "0.2", "PICTURES", str(pictures),
+                              "DATASET.VAL_FRACTION", "0.34", "PICTURES", str(pictures),
                               "TEXT.EPOCHS", "20", "DATALOADER.NUM_WORKERS", "0"])
         (final,) = set(tmp_path.rglob("final.json")) - before
         return final.parent, result
