@@ -28,7 +28,7 @@ from trainers.build import (
     prepare_blocks,
 )
 from trainers.calibration import check_calibration
-from trainers.checks import check_inputs, check_training
+from trainers.checks import check_inputs, check_labels, check_training
 from trainers.evaluation import predict, score_split
 from trainers.objective import Objective, generated_distributions
 from trainers.pages import show_files, show_split
@@ -37,6 +37,7 @@ from trainers.predict import check_calibrated, find_files, predict_files, read_r
 from trainers.program import exit_with_message
 from trainers.state import Training
 from trainers.text_classifier import TextPhase, text_phase
+from trainers.texts import check_text_tower
 from trainers.training import fit
 from utils.config import default_config, load_config
 from utils.data.items import Splits, order_classes
@@ -102,6 +103,7 @@ def train_run(cfg: CfgNode, interrupts: Interrupts) -> dict:
     check_training(cfg)
     with collect_logs() as messages, distributed.one_first():  # the run's folder is named after the data set
         splits = load_dataset(cfg)
+    check_labels(cfg, splits)
     run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
     try:
         run.lock()
@@ -143,7 +145,8 @@ def record_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, i
 def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, clip_model: CLIP,
                identity: Identity) -> dict:
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
-    generated_distributions(cfg, splits.classnames)  # what is wrong is told before hours of work
+    check_text_tower(clip_model, cfg)  # what is wrong is told before hours of work
+    generated_distributions(cfg, splits.classnames)
     if cfg.TRAIN.SUPERVISION == "pseudo" and not cfg.TRAIN.SKIP:
         check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, len(splits.train), len(splits.classnames),
                           cfg.PSEUDO_LABEL.PRIOR)
@@ -180,7 +183,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     if cfg.PICTURES and "test" in loaders:
         draw_examples(cfg, splits, model, loaders["test"], run.folder / "predictions.png")
     if training.unreadable:
-        log.warning("%d images could not be read and were left out", len(training.unreadable))
+        log.warning("images that could not be read and were left out: %d", len(training.unreadable))
         result["unreadable"] = training.unreadable
     return result | {"epochs": training.epoch, "best_epoch": rows["best"]["epoch"]}
 

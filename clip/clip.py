@@ -71,8 +71,8 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_
     model.source = Source(path, checkpoint.form, _official_name(name_or_path, checkpoint),
                           weights_hash(checkpoint.state), mean, std)
     if not model.has_text:
-        log.warning("%s is an image tower without a text tower: the text phase, zero-shot and label-free "
-                    "pseudo-labels need DATASET.TEXT_FEATURES", path)
+        log.info("%s is an image tower without a text tower: without DATASET.TEXT_FEATURES it serves no text phase, no "
+                 "zero-shot and no label-free pseudo-labels", path)
     precision = choose_precision(torch.device(device)) if precision == "auto" else precision
     return model.set_precision(precision).to(device), image_transform(model.visual.input_resolution, mean, std)
 

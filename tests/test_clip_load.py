@@ -111,8 +111,8 @@ def test_options_reach_the_model(plain):
 def test_image_tower_alone_says_what_it_cannot_do(state, tmp_path, caplog):
     tower = {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
     torch.save(tower, tmp_path / "tower.pt")
-    with caplog.at_level(logging.WARNING, logger="clip"):
-        model, _ = clip.load(tmp_path / "tower.pt")
+    with caplog.at_level(logging.INFO, logger="clip"):
+        model, _ = clip.load(tmp_path / "tower.pt", quick_gelu=True)
     assert not model.has_text and model.encode_image(torch.zeros(1, 3, 16, 16)).shape == (1, 32)
     (record,) = caplog.records
     assert "DATASET.TEXT_FEATURES" in record.getMessage() and "\n" not in record.getMessage()

@@ -16,8 +16,7 @@ from tests.tiny_run import assert_same
 from trainers.evaluation import evaluate, predict
 from trainers.objective import Objective
 from trainers.state import tuned_state
-from trainers.training import choose_labels, fit, on_device, step_loss, train_one_epoch
-from utils.data.items import UNKNOWN
+from trainers.training import choose_labels, fit, step_loss, train_one_epoch
 from utils.errors import InputError, TrainingError
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
 from utils.runs.record import Run
@@ -271,13 +270,6 @@ def test_two_crops_are_averaged(prepare):
     found = step_loss(parts.model, parts.objective, {**batch, "target": labels})
     assert found["cross_entropy"].item() == mean
     assert train_on(parts.training, parts.objective, parts.cfg, batch)["cross_entropy"] == mean
-
-
-def test_labels_mode_refuses_images_without_a_label(prepare):
-    parts = prepare("LaFTer", {"TRAIN.SUPERVISION": "labels"})
-    assert parts.training.teacher is None
-    with pytest.raises(InputError, match="TRAIN.SUPERVISION"):
-        on_device(parts.training, {"label": torch.tensor([0, UNKNOWN])})
 
 
 def test_prediction_keeps_the_order_of_the_images(prepare):

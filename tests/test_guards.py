@@ -299,5 +299,5 @@ def test_the_program_counts_them_at_the_end(tmp_path):
     result = LaFTer.main(tiny_run.arguments(tmp_path, "x", "DATALOADER.ON_ERROR", "skip", "PICTURES", "True"))
     assert sorted(Path(message.split()[3]).parent.name for message in result["unreadable"]) == ["green", "red"]
     log = (tiny_run.run_folder(tmp_path, "x") / "log.txt").read_text(encoding="utf-8")
-    assert "2 images could not be read and were left out" in log
+    assert "images that could not be read and were left out: 2" in log
     assert log.count("1 image cannot be read") == 2  # test's in the text phase, train's after its epoch: never again

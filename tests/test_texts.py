@@ -16,6 +16,7 @@ from clip.model import CLIP
 from trainers.texts import (
     TextFeatures,
     cache_key,
+    check_text_tower,
     class_texts,
     encode_texts,
     read_descriptions,
@@ -300,7 +301,8 @@ def test_embeddings_take_the_place_of_the_text_tower(npz, configure):
     for mode in ("zero_shot", "lafter"):
         assert text_features(tower, NAMES, mode, cfg).labels.tolist() == [1, 0, 1]
     with pytest.raises(clip.ClipError, match="DATASET.TEXT_FEATURES"):
-        text_features(tower, NAMES, "cls_only", configure())
+        check_text_tower(tower, configure())
+    check_text_tower(tower, cfg)
 
 
 @pytest.mark.skipif(not (DATA / "text_features").is_dir(), reason="the real embeddings are not here (LAFTER_DATA)")

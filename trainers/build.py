@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import functools
 import logging
 import platform
@@ -70,8 +71,9 @@ def find_backbone(name: str) -> str:
         return name
     path = resolve_path(name)
     if not path.exists():
+        near = difflib.get_close_matches(name, clip.available_models(), n=1)
         raise InputError(f"unknown backbone {name!r}: it is none of {', '.join(clip.available_models())}, and there is "
-                         f"no checkpoint {path}")
+                         f"no checkpoint {path}" + (f"; did you mean {near[0]}?" if near else ""))
     return str(path)
 
 

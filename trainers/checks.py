@@ -7,6 +7,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from utils.config import image_size, resolve_path
+from utils.data.items import UNKNOWN, Splits
 from utils.data.views import build_views
 from utils.datasets.reading import existing
 from utils.errors import InputError
@@ -41,11 +42,22 @@ def check_inputs(cfg: CfgNode) -> None:
     """InputError or FileNotFoundError for a backbone, views or a file of the configuration that cannot be had, and for
     keys that contradict one another."""
     check_pseudo_labels(cfg)
+    if not cfg.DATASET.ROOT:
+        raise InputError(f"data set {cfg.DATASET.NAME}: say where the images are, --root FOLDER")
     find_backbone(cfg.MODEL.BACKBONE.NAME)
     build_views(image_size(cfg) or 224, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
                 cfg.INPUT.INTERPOLATION)
     if cfg.DATASET.SPLIT_FILE:
         existing("split file", Path(cfg.DATASET.SPLIT_FILE), mend="correct DATASET.SPLIT_FILE")
+
+
+def check_labels(cfg: CfgNode, splits: Splits) -> None:
+    """InputError for training images without the labels that TRAIN.SUPERVISION asks for."""
+    missing = sum(item.label == UNKNOWN for item in splits.train)
+    if missing and cfg.TRAIN.SUPERVISION == "labels" and not cfg.TRAIN.SKIP:
+        raise InputError(f"TRAIN.SUPERVISION is labels, but {missing} of the {len(splits.train)} training images have "
+                         "none: put each in a folder named after its class, or tune without labels, which takes the "
+                         "text phase (no --direct_dualtask, TRAIN.SUPERVISION pseudo)")
 
 
 def check_training(cfg: CfgNode) -> None:

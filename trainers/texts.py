@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -160,6 +161,14 @@ def cache_key(texts: Sequence[Sequence[str]], weights_hash: str, precision: str,
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def check_text_tower(clip_model: CLIP, cfg: CfgNode) -> None:
+    """ClipError where texts are to be encoded and the checkpoint is an image tower alone."""
+    if not (clip_model.has_text or cfg.TEXT.SKIP or cfg.DATASET.TEXT_FEATURES):
+        raise clip.ClipError("this checkpoint has no text tower: set DATASET.TEXT_FEATURES to embeddings of the class "
+                             "names, load a full CLIP, or, where the images are labelled, skip the text phase "
+                             "(--direct_dualtask, or TEXT.SKIP True with TRAIN.SUPERVISION labels)")
+
+
 def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: CfgNode) -> TextFeatures:
     """The features of all classes' texts: from DATASET.TEXT_FEATURES, from the cache, or encoded now and cached.
 
@@ -168,9 +177,6 @@ def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: C
     if cfg.DATASET.TEXT_FEATURES:
         return read_text_features(resolve_path(cfg.DATASET.TEXT_FEATURES), classnames, clip_model.embed_dim,
                                   cfg.DATASET.TEXT_FEATURES_TEMPLATE)
-    if not clip_model.has_text:
-        raise clip.ClipError("this checkpoint has no text tower: set DATASET.TEXT_FEATURES to embeddings of the class "
-                             "names, load a full CLIP, or skip the text phase (TEXT.SKIP True with true labels)")
     texts = class_texts(classnames, mode, cfg)
     labels = torch.tensor([label for label, own in enumerate(texts) for _ in own])
     key = cache_key(texts, clip.weights_hash(clip_model), clip_model.precision, clip_model.quick_gelu)
@@ -256,6 +262,8 @@ def read_text_features(path: Path, classnames: Sequence[str], embed_dim: int, te
     rows &= (labels >= 0) & (labels < len(classnames))
     for label, name in enumerate(classnames):
         if label not in labels[rows]:
-            raise InputError(f"{path} has no embedding of class {name!r}")
+            near = difflib.get_close_matches(name, {str(own) for own in data.get("classnames", ())})
+            raise InputError(f"{path} has no embedding of class {name!r}"
+                             + (f"; it has {', '.join(sorted(near))}" if near else ""))
     return TextFeatures(features[torch.from_numpy(rows)], torch.from_numpy(labels[rows]),
                         float(data.get("logit_scale", 100.0)))

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from utils.data.items import UNKNOWN
 from utils.data.loader import ViewLoader, micro_batches, send
 from utils.errors import InputError, SystemFailure, TrainingError
 from utils.failures import plain_errors
@@ -78,11 +77,9 @@ def train_one_epoch(training: Training, objective: Objective, loader: ViewLoader
 
 
 def on_device(training: Training, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch's columns on the training device. Raises InputError for an image that there is no label for."""
+    """The batch's columns on the training device. Raises InputError for an image that the teacher has no label for."""
     if training.teacher:
         training.teacher.check(batch)
-    elif (batch["label"] == UNKNOWN).any():
-        raise InputError("TRAIN.SUPERVISION is labels, but some training images have none; use pseudo")
     return {name: send(column, training.device) for name, column in batch.items()}
 
 
