@@ -110,10 +110,10 @@ def train_run(cfg: CfgNode, interrupts: Interrupts) -> dict:
         source = run.folder if cfg.RESUME in ("", "auto") else find_checkpoint(Path(cfg.RESUME)).parent.parent
         cfg = settle_precision(cfg, source)
         identity = identify(cfg, splits)
-        run.check(identity)
+        run.check(identity)  # settings were compared before the images were read, the weights are when they are
         with start_logging(Path(cfg.LOG_DIR or run.folder), messages, distributed.is_main()):
             return record_run(cfg, splits, run, interrupts, identity)
-    except RuntimeError:  # a signal to the whole group ends other processes of the run and of its loaders too
+    except RuntimeError:  # so it looks where a signal to the whole group ended the loader's or other processes first
         interrupts.act(interrupts.signal)
         raise
     finally:
@@ -169,9 +169,10 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     result["parameters"] = count_parameters(model)
     agreed = {"trainer": cfg.TRAINER.NAME, "clip_hash": identity.weights, "quick_gelu": identity.quick_gelu,
               "classnames": splits.classnames, "dataset": identity.dataset}
-    suggest_precision(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH)
+    images = len(splits.train) * cfg.OPTIM.MAX_EPOCH
+    suggest_precision(clip_model, cfg, images)
     training, criterion = build_training(cfg, clip_model, model, text, agreed, interrupts)
-    prepare_blocks(clip_model, cfg, len(splits.train) * cfg.OPTIM.MAX_EPOCH, loaders["train"])
+    prepare_blocks(clip_model, cfg, images, loaders["train"])
     if cfg.RESUME:
         resume(cfg, training, run, identity)
     training.share()
@@ -294,7 +295,7 @@ def predict_run(cfg: CfgNode, flags: Flags) -> dict:
     if failed == len(rows):
         raise InputError(f"none of the {failed} images could be read; {paths[0]} says why of each. The first: "
                          f"{rows[0]['error']}")
-    check_calibrated(cfg, len(rows) - failed, len(state["classnames"]), flags.calibrate)  # else they are as ever
+    check_calibrated(cfg, len(rows) - failed, len(state["classnames"]), flags.calibrate)  # with too few they were not
     return {"epoch": state["epoch"], "images": len(rows), "unreadable": failed, "files": [str(path) for path in paths]}
 
 

@@ -122,6 +122,7 @@ def test_a_flag_that_is_not_given_leaves_the_yaml_alone(tmp_path):
 
 @pytest.mark.parametrize("argv, words", [
     (["--zero_shot", "--lr", "1"], "OPTIM.LR does nothing without the image phase"),
+    (["--zero_shot", "--scheduler", "none"], "OPTIM.LR_SCHEDULER does nothing without a phase that trains"),
     (["--skip_finetune", "--dual_task"], "DUAL_TASK.ENABLED does nothing without the image phase"),
     (["--zero_shot", "--txt_epochs", "7"], "TEXT.EPOCHS does nothing without a text classifier"),
     (["--direct_dualtask", "--txt_cls", "cls_only"], "TEXT.MODE does nothing without the text phase"),
@@ -131,6 +132,12 @@ def test_a_flag_that_would_do_nothing_is_refused(argv, words):
     flags = parse_flags(argv)
     with pytest.raises(InputError, match=words):
         load_config("demo", flags=flags.values)
+
+
+def test_flags_that_serve_the_text_phase_too_are_taken_without_an_image_phase():
+    flags = parse_flags(["--skip_finetune", "--scheduler", "none", "--weight-decay", "0"])
+    cfg = load_config("demo", flags=flags.values)
+    assert (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WEIGHT_DECAY) == ("none", 0.0)
 
 
 def test_the_two_config_files_arrive(tmp_path):

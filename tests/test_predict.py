@@ -84,6 +84,13 @@ def test_without_labels_a_run_tells_agreement_and_confidence(unlabelled):
     assert "15 of the test images are training images" in log and "predicted, test, tuned, last epoch: " in log
 
 
+def test_zero_shot_alone_does_not_agree_with_itself(place):
+    result = LaFTer.main(["--dataset-config-file", "folder", "--root", str(place / "photos"), "--zero_shot",
+                          "--backbone", "configs/demo/demo_clip.pt", "--workers", "0", "--output-dir",
+                          str(place / "zero"), "DATASET.CLASSNAMES", str(CLASSES)])
+    assert set(result["splits"]["test"]["zero_shot"]) == {"confidence", "predicted"}
+
+
 def test_two_commands_lead_from_unlabelled_images_to_a_table(unlabelled, place):
     folder, result = unlabelled
     told = LaFTer.main(["--predict", str(place / "photos"), "--model-dir", str(folder), "--workers", "1"])

@@ -25,7 +25,7 @@ from trainers.texts import (
     text_features,
 )
 from utils.config import PROJECT, load_config
-from utils.errors import InputError
+from utils.errors import InputError, TrainingError
 
 DATA = Path(os.environ.get("LAFTER_DATA", PROJECT.parent / "shared" / "data"))
 NAMES = ["red_fox", "owl"]
@@ -150,6 +150,9 @@ def test_the_cache_gives_the_same_without_encoding(model, configure, tmp_path, m
     for mode, names in (("templates_only", NAMES), ("lafter", NAMES[::-1])):
         with pytest.raises(AssertionError, match="encoded although"):
             text_features(model, names, mode, configure())
+    monkeypatch.undo()
+    with pytest.raises(TrainingError, match="cannot write .*make room"):
+        text_features(model, NAMES, "lafter", configure("TEXT.CACHE_DIR", str(tmp_path / "described.json")))
 
 
 def test_another_backbone_is_encoded_anew(model, configure):

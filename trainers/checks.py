@@ -1,4 +1,4 @@
-"""What a run is refused for before any of its data are read."""
+"""What a run is refused for before work begins: keys, files, and labels that are not there."""
 
 from __future__ import annotations
 

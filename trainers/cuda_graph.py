@@ -41,8 +41,8 @@ class StepGraphs:
         return torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self, name: str, part: Part, inputs: dict[str, Tensor], key: Hashable | None) -> dict[str, Tensor]:
-        """What `part` makes of `inputs`; a part that was recorded overwrites what it returned before. Key None: as it
-        is."""
+        """What `part` makes of `inputs`; a part that was recorded overwrites what it returned before. With key
+        None it is never recorded."""
         if key is None or not self.enabled:
             return part(inputs)
         key = key, tuple((column, tensor.shape, tensor.dtype) for column, tensor in inputs.items())

@@ -13,7 +13,7 @@ from utils.losses import DualTaskLoss, MultiStageConsistencyLoss, fairness
 
 from .LaFTer import Prediction
 
-PARTS = ("cross_entropy", "dual_task", "consistency")  # every name of a part of the loss
+PARTS = ("cross_entropy", "dual_task", "consistency", "fairness")  # every name of a part of the loss
 
 
 def generated_distributions(cfg: CfgNode, classnames: list[str]) -> Tensor | None:

@@ -1,4 +1,5 @@
-"""In which precision a run computes: what MODEL.PRECISION `auto` becomes, and when bf16 is worth a line."""
+"""In which precision a run computes: what MODEL.PRECISION `auto` becomes (clip/precision.py measures the device), and
+when bf16 is worth a line."""
 
 from __future__ import annotations
 

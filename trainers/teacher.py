@@ -23,8 +23,8 @@ from .image_weights import ImageWeights
 
 
 class Teacher:
-    """Gives each training image a hard pseudo-label: argmax of the text classifier on the plain encoder's feature,
-    its logits calibrated or not.
+    """Gives each training image a pseudo-label: argmax of the text classifier on the plain encoder's feature, its
+    logits calibrated or not.
 
     mode `shared`: the encoder with the LayerNorms as they are being trained (the paper's code);
     mode `frozen`: with those it came with, so that `prepare` labels every image once;
@@ -87,7 +87,7 @@ class Teacher:
 
     @torch.no_grad()
     def labels(self, batch: dict[str, Tensor]) -> Tensor:
-        """Pseudo-labels [batch] of a batch with `weak` images and `index`, on the device.
+        """Pseudo-labels [batch] of a batch with `index` and, but in mode `frozen`, `weak` images, on the device.
 
         The batch gets, where they are calibrated, what they would be otherwise, as `uncalibrated` [batch]; where images
         are weighted, as `weight` [batch] and `probabilities` [batch, classes] what `ImageWeights` says of them.

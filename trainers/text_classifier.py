@@ -69,8 +69,9 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
     device = clip_model.visual.proj.device
     zero_shot = text_features(clip_model, splits.classnames, "zero_shot", cfg)
     classifiers = {"zero_shot": zero_shot.logit_scale * zero_shot.class_means(num_classes)}
-    classifier, texts = zero_shot.class_means(num_classes), zero_shot
+    classifier, texts, labeller = zero_shot.class_means(num_classes), zero_shot, "zero_shot"
     if cfg.TEXT.MODE != "zero_shot":
+        labeller = "text_classifier"
         texts = text_features(clip_model, splits.classnames, cfg.TEXT.MODE, cfg)
         classifier = classifiers["text_classifier"] = train_text_classifier(texts, num_classes, cfg, device)
     tell_same_classes(texts.class_means(num_classes), splits.classnames)
@@ -83,12 +84,12 @@ def text_phase(cfg: CfgNode, splits: Splits, clip_model: CLIP, evaluation: dict[
         result.references[split] = (outputs["features"] @ classifier.cpu().t()).argmax(1)
         for name, weight in classifiers.items():
             probabilities = (outputs["features"] @ weight.cpu().t()).softmax(-1)
-            reference = None if weight is classifier else result.references[split]
+            reference = None if name == labeller else result.references[split]  # it agrees with itself
             metrics = score(probabilities, outputs["labels"], outputs.get("distributions"), reference)
             result.metrics[split][name] = metrics
             if "top1" in metrics:
                 log.info("%s, %s: %.1f %%", METHODS[name], split, 100 * metrics["top1"])
-        if (label := one_sided(metrics)) is not None:
+        if (label := one_sided(result.metrics[split][labeller])) is not None:
             log.warning("%s: the classifier that labels the images predicts nearly all of them as %s", split,
                         splits.classnames[label])
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from clip.model import CLIP
 from utils.config import resolve_path
 from utils.datasets.reading import normal_name, shorten
 from utils.errors import InputError, words
-from utils.files import read_json
+from utils.files import read_json, write_whole
 from utils.runs.checkpoint import DAMAGED_ARCHIVE
 
 from .distributed import bar_settings
@@ -185,7 +186,9 @@ def text_features(clip_model: CLIP, classnames: Sequence[str], mode: str, cfg: C
     if cached is None:
         tokens, cut = tokenize_texts([text for own in texts for text in own], clip_model.context_length)
         features = encode_tokens(clip_model, tokens)
-        _save_atomically(path, features=features.numpy(), cut=cut.numpy())
+        content = io.BytesIO()
+        np.savez(content, features=features.numpy(), cut=cut.numpy())
+        write_whole(path, content.getvalue(), writer=f".{os.getpid()}")  # another run may encode the same texts
     else:
         features, cut = cached
     log.info("text features: %d texts %s", len(features), "encoded" if cached is None else "from the cache")
@@ -218,14 +221,6 @@ def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:
     except DAMAGED_ARCHIVE as error:
         log.warning("%s is damaged (%s): encoding the texts anew", path, words(error, path))
         return None
-
-
-def _save_atomically(path: Path, **arrays: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(partial, path)
 
 
 def read_text_features(path: Path, classnames: Sequence[str], embed_dim: int, template: str = "") -> TextFeatures:

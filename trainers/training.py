@@ -99,8 +99,9 @@ def compute_gradients(training: Training, objective: Objective, cfg: CfgNode, pl
 
 def update(training: Training, statistics: TrainingStatistics, cfg: CfgNode, planned: int, readable: int,
            _: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A step of the optimiser with the gradients of `readable` of the `planned` images, which it takes away; returns
-    their norms, of all as `grad_norm` and by kind and stage. Nothing in it waits for the device."""
+    """A step of the optimiser with the gradients of `readable` of the `planned` images; clears the gradients, and
+    returns the norms that they had before clipping, of all as `grad_norm` and by kind and stage. Nothing in it waits
+    for the device."""
     parameters, optimizer, scaler = training.parameters(), training.optimizer, training.scaler
     scaler.unscale_(optimizer)
     if readable < planned:  # the mean is over those that could be read
@@ -214,8 +215,8 @@ def fit(training: Training, objective: Objective, train_loader: ViewLoader, eval
     (before the first step), `last` and `best`: the epoch with the highest validation accuracy, the first of equals;
     without labelled validation images, the last. The test split is scored and never selects.
 
-    A signal saves the epoch under way, or what is left of it to score, and raises Interrupted; so does a failure of
-    the machine, which raises SystemFailure, but where several processes are within a pass.
+    A signal saves the epoch under way and raises Interrupted. A failure of the machine saves it too and raises
+    SystemFailure, but not where several processes are within a pass: their sums cannot be had any more.
     """
     try:
         with plain_errors():
@@ -239,7 +240,11 @@ def fit(training: Training, objective: Objective, train_loader: ViewLoader, eval
 
 def run_epoch(training: Training, objective: Objective, train_loader: ViewLoader,
               eval_loaders: dict[str, ViewLoader], cfg: CfgNode) -> dict[str, object]:
-    """Train for an epoch and score every split; returns the epoch's row of the record."""
+    """Train for an epoch and score every split; returns the epoch's row of metrics.jsonl.
+
+    It is made of learning rates, `summarise_training` (losses, gradients, accuracy of the pseudo-labels),
+    `model_statistics` (prompts, stages), `Teacher.label_statistics` and, for each split, `evaluate`.
+    """
     training.model.start_epoch(training.epoch)
     rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     row = {"epoch": training.epoch + 1, "lr": rates,

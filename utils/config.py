@@ -218,18 +218,20 @@ def _merge_values(cfg: CN, values: dict[str, object], source: str) -> None:
 
 
 # what flags set for the image phase alone
-IMAGE_PHASE = ("OPTIM.LR", "OPTIM.MAX_EPOCH", "OPTIM.WEIGHT_DECAY", "OPTIM.ACCUMULATE", "OPTIM.MAX_GRAD_NORM",
-               "OPTIM.LR_SCHEDULER", "OPTIM.STEPSIZE", "OPTIM.GAMMA", "DATALOADER.TRAIN_X.BATCH_SIZE", "TRAIN.KEEP",
-               "TRAIN.PRINT_FREQ", "TRAIN.AUGMENT", "TRAIN.TWO_CROPS", "INPUT.TRANSFORMS", "DUAL_TASK.ENABLED",
-               "DUAL_TASK.LAMBDA")
+IMAGE_PHASE = ("OPTIM.LR", "OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "OPTIM.MAX_GRAD_NORM", "OPTIM.STEPSIZE",
+               "OPTIM.GAMMA", "DATALOADER.TRAIN_X.BATCH_SIZE", "TRAIN.KEEP", "TRAIN.PRINT_FREQ", "TRAIN.AUGMENT",
+               "TRAIN.TWO_CROPS", "INPUT.TRANSFORMS", "DUAL_TASK.ENABLED", "DUAL_TASK.LAMBDA")
+BOTH_PHASES = ("OPTIM.WEIGHT_DECAY", "OPTIM.LR_SCHEDULER")  # what they set for the text phase too
 
 
 def check_flags(flags: dict[str, object], cfg: CN) -> None:
     """InputError for a flag that would be ignored."""
     multistep = cfg.OPTIM.LR_SCHEDULER == "multistep"
     strong = cfg.TRAIN.SUPERVISION == "pseudo" or cfg.TRAIN.AUGMENT
+    trains = not cfg.TRAIN.SKIP or cfg.TEXT.MODE != "zero_shot" and not cfg.TEXT.SKIP
     for keys, serves, needs in (
             (IMAGE_PHASE, not cfg.TRAIN.SKIP, "the image phase, which --zero_shot, --no-train, --skip_finetune skip"),
+            (BOTH_PHASES, trains, "a phase that trains"),
             (["TEXT.MODE", "TEXT.EPOCHS"], not cfg.TEXT.SKIP, "the text phase, which --direct_dualtask skips"),
             (["TEXT.EPOCHS"], cfg.TEXT.MODE != "zero_shot", "a text classifier, which zero-shot has not"),
             (["OPTIM.STEPSIZE", "OPTIM.GAMMA"], multistep, "--scheduler multistep"),

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -60,12 +60,13 @@ def read_yaml(path: Path) -> dict:
     return tree
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary name in the same folder, flush to the disk, then rename.
+def write_whole(path: Path, data: bytes, writer: str = "") -> None:
+    """Write to a temporary name in the same folder, flush to the disk, then rename. `writer` tells processes apart that
+    may write one file at a time.
 
     Raises TrainingError where that fails, for instance on a full disk; a file that was at `path` stays as it was.
     """
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(f"{path.name}{writer}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -74,7 +75,8 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # nor can it be removed where it could not be made
+            partial.unlink()
         raise TrainingError(f"cannot write {path} ({error.strerror or error}); what was there before is kept: make "
                             "room, then go on with --resume auto") from error
 

@@ -1,4 +1,5 @@
-"""What a run's numbers answer for: its settings, images, classes, texts and weights; compared by whoever opens it."""
+"""What a run's numbers answer for: its settings, images, classes, texts and weights. Whoever opens its folder with
+others is refused, and told what differs."""
 
 from __future__ import annotations
 
