@@ -42,8 +42,6 @@ def check_inputs(cfg: CfgNode) -> None:
     """InputError or FileNotFoundError for a backbone, views or a file of the configuration that cannot be had, and for
     keys that contradict one another."""
     check_pseudo_labels(cfg)
-    if not cfg.DATASET.ROOT:
-        raise InputError(f"data set {cfg.DATASET.NAME}: say where the images are, --root FOLDER")
     find_backbone(cfg.MODEL.BACKBONE.NAME)
     build_views(image_size(cfg) or 224, cfg.INPUT.TRANSFORMS, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD,
                 cfg.INPUT.INTERPOLATION)

@@ -36,6 +36,8 @@ def read_folder(cfg: CfgNode) -> Splits:
     from train, or, where nothing is labelled, is the training images themselves; val is carved where it is not given.
     Raises FileNotFoundError, and InputError for what does not fit.
     """
+    if not cfg.DATASET.ROOT:  # Path("") would be the working folder
+        raise InputError("data set folder: say where the images are, --root FOLDER")
     root = existing("data set folder", Path(cfg.DATASET.ROOT))
     left_out: Counter[str] = Counter()
     places = find_places(root, cfg, left_out)
