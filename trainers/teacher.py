@@ -100,11 +100,12 @@ class Teacher:
         else:
             logits = self._logits(batch["weak"])
             labels = logits.argmax(1)
-            if self.calibration != "none":
-                batch["uncalibrated"] = labels
-                labels = self.logits.calibrated(logits).argmax(1)
+        calibrated = self.logits.calibrated(logits) if self.logits else None
+        if self.mode != "frozen" and self.calibration != "none":
+            batch["uncalibrated"] = labels
+            labels = calibrated.argmax(1)
         if self.weights:
-            self._weigh(batch, self.logits.calibrated(logits))
+            self._weigh(batch, calibrated)
         if self.history is not None:
             columns = [batch["index"][:, None], labels[:, None], *([logits] if self._follows else [])]
             self.batch = torch.cat([column.to(self._precision) for column in columns], dim=1)
