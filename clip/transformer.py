@@ -56,20 +56,21 @@ class QuickGELU(nn.Module):
 
 
 class _QuickGELU(torch.autograd.Function):
-    """Keeps x alone for the backward pass, and works in place: the plain product keeps three tensors of its size.
+    """Keeps 1.702 x alone for the backward pass: the plain product keeps three tensors of its size.
 
     It is silu(1.702 x) / 1.702, so that its slope is silu's at 1.702 x, which torch has as one operation.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (1.702 * x).sigmoid_().mul_(x)
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return scaled.sigmoid().mul_(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad, 1.702 * x)
+        (scaled,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad, scaled)
 
 
 class Attention(nn.Module):

@@ -8,8 +8,6 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 import LaFTer
 import trainers.evaluation
 import trainers.text_classifier
@@ -42,7 +40,7 @@ class Events:
         self.wrap(trainers.text_classifier, "text_features", "text phase")
         self.wrap(trainers.text_classifier, "train_text_classifier", "text classifier")
         self.wrap(trainers.training, "choose_labels", "step")
-        self.wrap(torch.nn.utils, "clip_grad_norm_", "update")
+        self.wrap(trainers.training, "update", "update")
         self.wrap(trainers.evaluation, "predict", "evaluation")
         self.wrap(Path, "unlink", "deletion")
         replace, fsync, append = os.replace, os.fsync, Run.append

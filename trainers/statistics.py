@@ -124,19 +124,19 @@ class TrainingStatistics:
 
     @torch.no_grad()
     def gradient_norms(self) -> dict[str, Tensor]:
-        """The norms of the gradients as they are now, by kind of parameter and stage, as in `prompts 0`."""
+        """The norms of the gradients as they are now: of all as `grad_norm`, and by kind of parameter and stage, as in
+        `prompts 0`."""
         parts = {key: [parameter.grad for parameter in part if parameter.grad is not None]
                  for key, part in self.parts.items()}
         parts = {key: gradients for key, gradients in parts.items() if gradients}
-        each = torch._foreach_norm([gradient for gradients in parts.values() for gradient in gradients])
-        by_part = torch.stack(each).split([len(gradients) for gradients in parts.values()])
-        return dict(zip(parts, torch._foreach_norm(list(by_part))))
+        each = torch.stack(torch._foreach_norm([gradient for gradients in parts.values() for gradient in gradients]))
+        by_part = each.split([len(gradients) for gradients in parts.values()])
+        return dict(zip(["grad_norm", *parts], torch._foreach_norm([each, *by_part])))
 
     @torch.no_grad()
     def add_step(self, step: int, images: int, losses: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
         """Add a step of the optimiser with what this process saw of its batch: so many `images`, `losses` as
-        `batch_numbers` tells them ({} of none), and `norms` of its gradients: of all as `grad_norm`, and as
-        `gradient_norms` tells them."""
+        `batch_numbers` tells them ({} of none), and `norms` of its gradients as `gradient_norms` tells them."""
         numbers = torch.stack([*losses.values(), *norms.values()])
         self.recent.append((step, images, list(losses), list(norms), numbers))
 

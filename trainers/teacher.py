@@ -150,7 +150,7 @@ class Teacher:
     def _note(self, images: int) -> None:
         classes = len(self.classifier) if self._follows else 0
         own = self.classifier.new_empty(0, 2 + classes, dtype=self._precision) if self.batch is None else self.batch
-        own[:, 0] += 1  # so that 0 is no image: the last place of each table, which nobody looks at
+        own[:, 0].add_(1)  # so that 0 is no image: the last place of each table, which nobody looks at
         seen, self.batch = distributed.gather_rows(own, images), None
         index = seen[:, 0].long() - 1
         self.history[0, index] = seen[:, 1].int()

@@ -107,13 +107,14 @@ def update(training: Training, statistics: TrainingStatistics, cfg: CfgNode, pla
     if readable < planned:  # the mean is over those that could be read
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], planned / readable)
     norms = statistics.gradient_norms()
-    norm = nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM or math.inf)
+    if cfg.OPTIM.MAX_GRAD_NORM:
+        nn.utils.clip_grad_norm_(parameters, cfg.OPTIM.MAX_GRAD_NORM)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     if training.teacher:
         training.teacher.step(planned)
-    return {"grad_norm": norm, **norms}
+    return norms
 
 
 @contextlib.contextmanager

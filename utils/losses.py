@@ -30,10 +30,8 @@ class MultiStageConsistencyLoss(nn.Module):
             raise InputError(f"the stages must give logits of one shape [n, classes], not {shapes or 'none'}")
         if len(stage_logits) == 1:
             return 0 * stage_logits[0].sum()
-        *shallower, _ = stage_logits
-        deeper = [logits.detach() for logits in stage_logits[1:]]
-        divergences = F.kl_div(_log_softmax(torch.stack(shallower)), _log_softmax(torch.stack(deeper)),
-                               reduction="none", log_target=True)
+        log_probs = _log_softmax(torch.stack(list(stage_logits)))  # [stages, n, classes]
+        divergences = F.kl_div(log_probs[:-1], log_probs[1:].detach(), reduction="none", log_target=True)
         return self.alpha * divergences.sum(-1).mean()
 
 

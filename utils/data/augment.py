@@ -165,7 +165,7 @@ def blend(x: Tensor, factor: Tensor, mean_share: Tensor, grey_share: Tensor) -> 
     Each [batch, 1, 1, 1]. (f, 0, 0) is brightness times f, (f, 1 − f, 0) contrast, (1, 0, 1 − f) saturation.
     """
     grey = luma(x)
-    x = (x * factor).add_(grey.mean((2, 3), keepdim=True) * mean_share)
+    x = (x * factor).addcmul_(grey.mean((2, 3), keepdim=True), mean_share)
     return x.lerp_(grey, grey_share).clamp_(0, 1)
 
 
