@@ -59,10 +59,17 @@ def test_carve_is_stratified_seeded_and_complete():
 
 def test_few_shot_takes_so_many_of_each_class():
     items = items_of({0: 20, 1: 10, 2: 2})
-    chosen = few_shot(items, 4, seed=1)
+    chosen = few_shot(items, [4], seed=1)
     assert Counter(item.label for item in chosen) == {0: 4, 1: 4, 2: 2}
-    assert chosen == [item for item in items if item in set(chosen)] == few_shot(items, 4, seed=1)
-    assert few_shot(items, 4, seed=2) != chosen
+    assert chosen == [item for item in items if item in set(chosen)] == few_shot(items, [4], seed=1)
+    assert few_shot(items, [4], seed=2) != chosen
+
+
+def test_few_shot_takes_a_number_for_each_class():
+    items = items_of({0: 20, 1: 10, 2: 9, 3: 2})
+    chosen = few_shot(items, [4, 3, -1, 5], seed=1)
+    assert Counter(item.label for item in chosen) == {0: 4, 1: 3, 2: 9, 3: 2}
+    assert {item for item in chosen if item.label == 0} <= set(few_shot(items, [4], seed=1))  # the same draw
 
 
 def test_draws_are_those_of_earlier_versions():
@@ -70,7 +77,7 @@ def test_draws_are_those_of_earlier_versions():
     labels = [UNKNOWN if i % 11 == 0 else (i * i + 3 * i) % 5 for i in range(40)]  # four unlabelled, classes 0, 3, 4
     items = [Item(Path(f"{i}.png"), label, "") for i, label in enumerate(labels)]
     assert [items.index(item) for item in carve(items, 0.3, 7)[1]] == [0, 1, 6, 10, 13, 17, 24, 25, 32, 34, 39]
-    assert [items.index(item) for item in few_shot(items, 2, 7)] == [0, 1, 6, 10, 22, 32, 34, 39]
+    assert [items.index(item) for item in few_shot(items, [2], 7)] == [0, 1, 6, 10, 22, 32, 34, 39]
 
 
 def test_classes_are_grouped_in_one_pass():
@@ -83,7 +90,7 @@ def test_classes_are_grouped_in_one_pass():
 
     items = [Watched(Path(f"{i}.png"), i % 50, "") for i in range(500)]
     carve(items, 0.3, 1)
-    few_shot(items, 2, 1)
+    few_shot(items, [2], 1)
     assert looks["label"] == 2 * 500
 
 

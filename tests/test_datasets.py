@@ -54,6 +54,20 @@ def test_a_labelled_folder_without_a_test_split_is_carved(folder):
     few = folder(options=("DATASET.NUM_SHOTS", "2"))
     assert Counter(item.classname for item in few.train) == {"a": 2, "b": 2}
     assert (few.val, few.test) == (splits.val, splits.test) and set(few.train) < set(splits.train)
+    uneven = folder(options=("DATASET.NUM_SHOTS", "[4, 1]"))
+    assert Counter(item.classname for item in uneven.train) == {"a": 4, "b": 1} and uneven.test == splits.test
+
+
+def test_shots_by_class_need_a_number_for_each_class_and_labels(folder):
+    with pytest.raises(InputError, match="NUM_SHOTS has 3 numbers and mine 2 classes"):
+        folder("train/a/1.png", "train/b/2.png", options=("DATASET.NUM_SHOTS", "[4, 1, 1]"))
+    with pytest.raises(InputError, match=r"NUM_SHOTS is \[2.5\]; it must be a list of whole numbers"):
+        folder(options=("DATASET.NUM_SHOTS", "[2.5]"))
+
+
+def test_shots_by_class_are_refused_for_images_without_labels(folder):
+    with pytest.raises(InputError, match="NUM_SHOTS .* without a label; give one number"):
+        folder("train/1.png", "train/2.png", options=("DATASET.CLASSNAMES", "[a, b]", "DATASET.NUM_SHOTS", "[1, 2]"))
 
 
 @pytest.mark.parametrize("way", ["list", "file"])

@@ -41,7 +41,7 @@ def test_published_figures_stand_beside_runs_that_they_compare_with(tmp_path, tr
     ((), {"official": ""}, "its backbone is not OpenAI's official ViT-B/32"),
     ((), {"official": "ViT-B/16"}, "its backbone is not OpenAI's official ViT-B/32"),
     (("TRAIN.SUPERVISION", "labels"), {"supervision": "labels"}, "it learns from labels"),
-    (("DATASET.NUM_SHOTS", 16), {}, "DATASET.NUM_SHOTS is 16"),
+    (("DATASET.NUM_SHOTS", 16), {}, "DATASET.NUM_SHOTS is [16]"),
     (("DATASET.SUBSAMPLE_CLASSES", "base"), {}, "DATASET.SUBSAMPLE_CLASSES is 'base'"),
     (("DATASET.SPLIT_FILE", "mine.json"), {}, "DATASET.SPLIT_FILE is 'mine.json'"),
     (("INPUT.SIZE", 112), {}, "INPUT.SIZE is 112"),
@@ -85,7 +85,7 @@ def test_distributions_stand_beside_published_ones(tmp_path):
 
 
 @pytest.mark.parametrize("options, classes, reason", [
-    (("DATASET.NEUTRAL", "keep"), 7, "it has 7 classes, not 6"), (("DATASET.NUM_SHOTS", 5), 6, "NUM_SHOTS is 5"),
+    (("DATASET.NEUTRAL", "keep"), 7, "it has 7 classes, not 6"), (("DATASET.NUM_SHOTS", 5), 6, "NUM_SHOTS is [5]"),
     (("DATASET.SUBSAMPLE_CLASSES", "new"), 3, "it has 3 classes, not 6"),
     (("DATASET.DISTRIBUTION_STRATEGY", "strategy1"), 6, "DISTRIBUTION_STRATEGY is 'strategy1'"),
 ])

@@ -49,7 +49,8 @@ CHOICES = {
 }
 LISTS_OF_TEXTS = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "DATASET.TEMPLATES", "INPUT.TRANSFORMS")
 LISTS_OF_NAMES = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "INPUT.TRANSFORMS")  # commas divide one text into them
-LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "OPTIM.STEPSIZE", "PSEUDO_LABEL.PRIOR")
+LISTS_OF_INTS = ("DATASET.NUM_SHOTS", "OPTIM.STEPSIZE")
+LISTS_OF_NUMBERS = ("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD", "PSEUDO_LABEL.PRIOR", *LISTS_OF_INTS)
 
 
 def default_config() -> CN:
@@ -72,7 +73,8 @@ def default_config() -> CN:
         COMPILE="auto",  # the image tower's blocks; auto: where a run is long enough for it to pay
         CHECKPOINT_GRADIENTS=False))  # less memory for a third more time
     cfg.DATASET = CN(dict(
-        NAME="", ROOT="data", DOWNLOAD=True, SPLIT_FILE="", TEST_FRACTION=0.3, VAL_FRACTION=0.1, NUM_SHOTS=-1,
+        NAME="", ROOT="data", DOWNLOAD=True, SPLIT_FILE="", TEST_FRACTION=0.3, VAL_FRACTION=0.1,
+        NUM_SHOTS=[-1],  # images of each class that train: one number, or one for each class; below 1: all
         SUBSAMPLE_CLASSES="all",  # base: the first half of the classes; new: the second
         PARTIAL=False,  # True: a part of a published data set is meant, its classes need not all be there
         TEST_IMAGES="held_out",  # all: the images that train, without labels, are scored too
@@ -254,8 +256,9 @@ def check_config(cfg: CN) -> None:
                 raise InputError(f"{key}: YAML reads a word in it as {value!r}, which is no text: put it in quotes, as "
                                  "in ['yes', 'no', '007', '12:30', 'null']")
     for key in LISTS_OF_NUMBERS:
-        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values[key]):
-            raise InputError(f"{key} is {values[key]}; it must be a list of numbers")
+        kind, words = (int, "whole numbers") if key in LISTS_OF_INTS else ((int, float), "numbers")
+        if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values[key]):
+            raise InputError(f"{key} is {values[key]}; it must be a list of {words}")
         if key.startswith("INPUT.") and len(values[key]) != 3:
             raise InputError(f"{key} is {values[key]}; it needs a value for each of the 3 channels")
     for key in ("OPTIM.LR", "TEXT.LR", "DATASET.SIGMA_CONF", "MULTI_LAYER_PROMPT.SIGMA", "DUAL_TASK.TEMPERATURE",

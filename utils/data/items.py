@@ -86,12 +86,14 @@ def carve(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item]
             [item for i, item in enumerate(items) if i in chosen])
 
 
-def few_shot(items: Sequence[Item], shots: int, seed: int) -> list[Item]:
-    """`shots` items of each class, drawn with the seed; a class with fewer gives all that it has."""
+def few_shot(items: Sequence[Item], shots: Sequence[int], seed: int) -> list[Item]:
+    """So many items of each class, drawn with the seed: `shots` has one number, or one for each label. A class with
+    fewer gives all that it has, as does one whose number is below 1."""
     rng = np.random.default_rng(seed)
     chosen: set[int] = set()
     for members in group_by_label(items):
-        chosen.update(rng.permutation(members)[:shots].tolist())
+        number = shots[0] if len(shots) == 1 else shots[items[members[0]].label]
+        chosen.update(rng.permutation(members)[: number if number > 0 else None].tolist())
     return [item for i, item in enumerate(items) if i in chosen]
 
 

@@ -39,8 +39,7 @@ def load_dataset(cfg: CfgNode) -> Splits:
     if cfg.DATASET.TEST_IMAGES == "all":
         splits = replace(splits, test=list(dict.fromkeys([*splits.train, *splits.test])))
         log.info("%s is scored on all its images: those that train, without labels, are among them", splits.name)
-    if cfg.DATASET.NUM_SHOTS > 0:
-        splits = replace(splits, train=few_shot(splits.train, cfg.DATASET.NUM_SHOTS, cfg.SEED))
+    splits = take_shots(splits, cfg.DATASET.NUM_SHOTS, cfg.SEED)
     splits = subsample_classes(splits, cfg.DATASET.SUBSAMPLE_CLASSES)
     if not splits.train:
         raise InputError(f"{splits.name} has no training images under {splits.root}")
@@ -52,6 +51,20 @@ def load_dataset(cfg: CfgNode) -> Splits:
         log.info("%s has no labels: the run tells agreement with the text classifier and confidence, no accuracy",
                  splits.name)
     return splits
+
+
+def take_shots(splits: Splits, shots: list[int], seed: int) -> Splits:
+    """The splits with so many training images of each class, as DATASET.NUM_SHOTS says: one number, or one for each
+    class. Raises InputError for another length, and for lists where the training images have no labels."""
+    if max(shots, default=-1) < 1:
+        return splits
+    if len(shots) > 1 and len(shots) != len(splits.classnames):
+        raise InputError(f"DATASET.NUM_SHOTS has {len(shots)} numbers and {splits.name} {len(splits.classnames)} "
+                         "classes: give one number, or one for each class in their order")
+    if len(shots) > 1 and any(item.label == UNKNOWN for item in splits.train):
+        raise InputError(f"DATASET.NUM_SHOTS {shots} asks for images by class, and {splits.name} has training images "
+                         "without a label; give one number")
+    return replace(splits, train=few_shot(splits.train, shots, seed))
 
 
 def check_classnames(classnames: list[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from yacs.config import CfgNode
 
 from ..config import flatten, resolve_path
@@ -222,7 +223,8 @@ def recorded_splits(folder: Path, run: Identity, splits: Splits, cfg: CfgNode) -
     for split, name in table:
         if (size := _file_size(splits.root / name)) is not None:
             found[split, name] = {"bytes": size, **known.get(splits.root / name, {})}
-    if max(here["DATASET.NUM_SHOTS"], there.get("DATASET.NUM_SHOTS", 0)) <= 0:  # else most images are in no split
+    shots = np.hstack([here["DATASET.NUM_SHOTS"], there.get("DATASET.NUM_SHOTS", 0)])
+    if shots.max(initial=0) < 1:  # else most images are in no split
         recorded, listed = ({name for _, name in table}, [path.relative_to(splits.root).as_posix() for path in known])
         found |= {("", name): {} for name in listed if name not in recorded}
     if different := list(image_differences(table, found)):
