@@ -134,8 +134,9 @@ def record_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, i
     run.start(cfg, identity)
     start = time.perf_counter()
     result = run_phases(cfg, splits, run, interrupts, clip_model, identity)
+    seconds = time.perf_counter() - start + result.get("seconds", 0)  # of earlier starts
     result |= {"data": describe_data(splits), "weights": identity.weights, "official": clip_model.source.official,
-               "seconds": time.perf_counter() - start}
+               "seconds": seconds}
     run.finish(result)
     log.info(format_summary(result))
     log.info("the run's record is %s", run.folder)
@@ -186,7 +187,7 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     if training.unreadable:
         log.warning("images that could not be read and were left out: %d", len(training.unreadable))
         result["unreadable"] = training.unreadable
-    return result | {"epochs": training.epoch, "best_epoch": rows["best"]["epoch"]}
+    return result | {"epochs": training.epoch, "best_epoch": rows["best"]["epoch"], "seconds": training.seconds}
 
 
 def draw_examples(cfg: CfgNode, splits: Splits, model: Tunable, loader: ViewLoader, path: Path) -> None:

@@ -33,7 +33,7 @@ def fit_in(folder, parts: SimpleNamespace, resume: bool = False) -> tuple[Run, d
 def timeless(value: object) -> object:
     """Without the seconds that it took."""
     if isinstance(value, dict):
-        return {key: timeless(content) for key, content in value.items() if key != "train_seconds"}
+        return {key: timeless(content) for key, content in value.items() if key not in ("train_seconds", "seconds")}
     return value
 
 

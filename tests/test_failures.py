@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import LaFTer
 from tests import tiny_run
 from tests.test_engine import fit_in, timeless
 from tests.test_processes import count_rows, ends, environment, start_two, wait_for
@@ -23,6 +25,7 @@ from tests.warm_start import PROJECT, Program
 from trainers.objective import Objective
 from trainers.program import exit_with_message
 from trainers.state import tuned_state
+from trainers.teacher import Teacher
 from utils.data import shared_memory
 from utils.data.images import read_image
 from utils.data.loader import EpochSampler, ImageDataset, ViewLoader
@@ -31,6 +34,7 @@ from utils.data.views import build_views
 from utils.errors import InputError, SystemFailure
 from utils.failures import plain_errors
 from utils.runs.checkpoint import find_latest, load_checkpoint
+from utils.runs.signals import Interrupted
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, or files that stand for shared memory")
@@ -202,6 +206,27 @@ def test_what_was_trained_before_the_memory_ran_out_is_kept(prepare, tmp_path, t
     run, _ = fit_in(tmp_path / "rest", rest)
     tiny_run.assert_same(tuned_state(rest.model), tuned_state(whole.model))
     assert [timeless(row) for row in run.rows()] == [timeless(row) for row in whole_run.rows()][3:]
+
+
+def test_a_resumed_run_tells_the_time_of_all_its_starts(tmp_path, monkeypatch):
+    tiny_run.make_inputs(tmp_path)
+    fit, step = LaFTer.fit, Teacher.step
+
+    def long_ago(training, *args):
+        training.begin -= 1000
+        return fit(training, *args)
+
+    def stopped(self, *args):
+        step(self, *args)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(LaFTer, "fit", long_ago)
+        patch.setattr(Teacher, "step", stopped)
+        LaFTer.main(tiny_run.arguments(tmp_path, "x"))
+    result = LaFTer.main(tiny_run.arguments(tmp_path, "x", "--resume", "auto"))
+    assert 1000 < result["seconds"] < 1100
+    assert json.loads((tiny_run.run_folder(tmp_path, "x") / "final.json").read_text())["seconds"] == result["seconds"]
 
 
 def children(process: Program) -> list[int]:

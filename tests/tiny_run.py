@@ -61,7 +61,7 @@ def record(run: Path) -> tuple[dict, list[dict], dict]:
         row.pop("train_seconds", None)
     (last,) = (run / "checkpoints").glob("epoch*.pt")
     state = torch.load(last, weights_only=True)
-    del state["config"], state["rows"]  # paths and times; the rows themselves are compared above
+    del state["config"], state["rows"], state["seconds"]  # paths and times; the rows themselves are compared above
     return {name: value for name, value in final.items() if name not in ("seconds", "environment")}, rows, state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ class Training:
     rows: dict[str, dict] = field(default_factory=dict)  # of the record: `untrained`, `last`, `best` on validation
     unreadable: list[str] = field(default_factory=list)  # of the whole run, each once
     skipped: int = 0  # steps in a row, up to the last fetched, that fp16's scaler left out; a new start counts anew
+    seconds: float = 0.0  # that earlier starts of the run took from `begin` to the checkpoint
+    begin: float = field(default_factory=time.perf_counter)
     graphs: StepGraphs = field(default_factory=StepGraphs)
     references: dict[str, Tensor] = field(default_factory=dict)  # per split, classes [n] as the text classifier says
 
@@ -59,7 +62,7 @@ class Training:
                 "rows": self.rows, "unreadable": self.unreadable, "model": tuned_state(self.model),
                 "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(), "teacher": self.teacher.state_dict() if self.teacher else None,
-                "rng": rng_state()}
+                "seconds": self.seconds + time.perf_counter() - self.begin, "rng": rng_state()}
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint. Raises InputError where it belongs to another model, data set or trainer."""
@@ -74,7 +77,7 @@ class Training:
         if self.teacher:
             self.teacher.load_state_dict(state["teacher"])
         self.epoch, self.progress, self.rows = state["epoch"], Progress(**state["progress"]), state["rows"]
-        self.unreadable = state["unreadable"]
+        self.unreadable, self.seconds = state["unreadable"], state.get("seconds", 0.0)  # none in older checkpoints
         self.model.start_epoch(max(self.epoch - 1, 0))
         set_rng_state(state["rng"])
 
