@@ -45,7 +45,7 @@ NOTES = {
                     "deviation over seeds; ↓: lower is better.",
     "classes": "Accuracy of each class on the test split in per cent, tuned models after the last epoch.",
     "runs": "Training is the time of all epochs, without evaluation and what comes before them; the whole run that "
-            "since its start, or since it was last resumed.",
+            "of all its starts.",
     "settings": "What each method is set to otherwise than the one it is compared with (whose value is in brackets); "
                 "settings that change no number are left out.",
     "training": "Lines: mean over the seeds; bands: what they span. Epoch 0 is before the first step. Reliability: "
