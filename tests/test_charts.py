@@ -154,6 +154,17 @@ def test_legends_cover_no_data(groups):
             assert legend.get_window_extent().y1 < min(axis.get_tightbbox().y0 for axis in figure.axes) + 1
 
 
+def test_legends_of_long_names_stay_within_the_figure(tmp_path):
+    for number in range(3):
+        write_run(tmp_path, f"{number}-{'with a long name ' * 3}-seed1", {"last": 0.5}, [0.4, 0.5])
+    groups = find_runs(tmp_path)
+    figure = curves_figure(groups, choose_looks(groups))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) >= 3
+    assert 0 <= legend.get_window_extent().x0 and legend.get_window_extent().x1 <= figure.bbox.width
+
+
 def test_an_svg_takes_the_pages_colours_and_is_the_same_each_time(groups):
     first, second = (to_svg(curves_figure(groups, choose_looks(groups)), "a < b") for _ in range(2))
     assert first == second

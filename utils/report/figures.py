@@ -73,10 +73,14 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], layout: str
 
 
 def legend_below(figure: Figure, columns: int) -> None:
-    """One legend below all axes of a figure, where it covers no data; a name that several axes have stands once."""
+    """One legend below all axes of a figure, where it covers no data; a name that several axes have stands once. It has
+    as many `columns` at most as its names leave room for."""
     entries = {name: handle for axis in figure.axes for handle, name in zip(*axis.get_legend_handles_labels())}
-    if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(columns, len(entries)))
+    for number in range(min(columns, len(entries)), 0, -1):
+        legend = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=number)
+        if number == 1 or legend.get_tightbbox().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def save_png(figure: Figure, path: Path) -> None:
