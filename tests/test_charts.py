@@ -162,7 +162,7 @@ def test_legends_of_long_names_stay_within_the_figure(tmp_path):
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert len(legend.get_texts()) >= 3
-    assert 0 <= legend.get_window_extent().x0 and legend.get_window_extent().x1 <= figure.bbox.width
+    assert legend.get_window_extent().x0 >= 0 and legend.get_window_extent().x1 <= figure.bbox.width
 
 
 def test_an_svg_takes_the_pages_colours_and_is_the_same_each_time(groups):

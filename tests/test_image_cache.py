@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import pickle
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data.cache import ImageCache, file_kind
+from utils.data.cache import CacheFile, ImageCache, file_kind
 from utils.data.images import Decoding, image_shape, read_image
 from utils.data.items import Item
 from utils.data.loader import build_loader
 from utils.data.views import build_views
-from utils.errors import InputError
+from utils.errors import InputError, SystemFailure
 
 ALL = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")
 WEAK, STRONG = build_views(16, ALL, (0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
@@ -270,6 +271,22 @@ def test_what_is_cached_is_found_without_a_look_into_any_image(items, tmp_path, 
     assert np.array_equal(found.shapes, built.shapes) and len({tuple(shape) for shape in found.shapes}) > 5
     assert all(np.array_equal(found[index], built[index]) for index in range(12))
     assert ImageCache(tmp_path / "other", GB).open(paths, WEAK, read_image)[11] is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of open files")
+def test_a_file_that_cannot_be_opened_for_want_of_handles_is_not_damaged(items, tmp_path):
+    import resource
+
+    paths = [item.path for item in items]
+    ImageCache(tmp_path / "cache", GB).open(paths, STRONG, read_image)
+    (path,), limits = (tmp_path / "cache").iterdir(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(SystemFailure, match="too many open files"):
+            CacheFile.find(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert path.exists() and CacheFile.find(path)
 
 
 def test_a_damaged_file_is_made_anew(items, tmp_path, caplog):

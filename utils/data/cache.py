@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import InputError, words
+from ..failures import plain_errors
 from .images import AS_SEEN, Decoding, image_shape, summarise_unreadable
 from .views import WeakView
 
@@ -47,9 +48,11 @@ class CacheFile:
 
     @classmethod
     def find(cls, path: Path) -> CacheFile | None:
-        """What lies at `path`; None where nothing does any more or, told by a warning, what is damaged."""
+        """What lies at `path`; None where nothing does any more or, told by a warning, what is damaged. Raises
+        SystemFailure where the machine fails: too many open files, for one, and the file is not to blame."""
         try:
-            content = np.load(path, mmap_mode="r", allow_pickle=False)
+            with plain_errors():
+                content = np.load(path, mmap_mode="r", allow_pickle=False)
             count = int(content[:COUNT.itemsize].view(COUNT)[0])
             keys, shapes = (content[start:start + count * size] for start, size in (
                 (COUNT.itemsize, KEY.itemsize), (COUNT.itemsize + count * KEY.itemsize, 3 * SHAPE.itemsize)))
