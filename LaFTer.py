@@ -134,9 +134,9 @@ def record_run(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, i
     run.start(cfg, identity)
     start = time.perf_counter()
     result = run_phases(cfg, splits, run, interrupts, clip_model, identity)
-    seconds = time.perf_counter() - start + result.get("seconds", 0)  # of earlier starts
+    earlier = result.get("seconds", 0)  # of the starts before this one
     result |= {"data": describe_data(splits), "weights": identity.weights, "official": clip_model.source.official,
-               "seconds": seconds}
+               "seconds": earlier + time.perf_counter() - start}
     run.finish(result)
     log.info(format_summary(result))
     log.info("the run's record is %s", run.folder)

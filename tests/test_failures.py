@@ -159,8 +159,8 @@ def test_a_run_with_too_few_open_files(tmp_path, launch):
     tiny_run.make_inputs(tmp_path)
     arguments = tiny_run.arguments(tmp_path, "x", "--workers", "2", "--batch_size", "2")
     ((status, said),) = ends([launch(*arguments, before=allow_few_files)])
-    assert status == 1 and "\nerror: too many open files" in said, said[-3000:]
-    assert "LaFTer.py" not in said  # no traceback of the run's; a loader that was never whole may still protest
+    assert status == 1 and said.strip().splitlines()[-1].startswith("error: too many open files"), said[-3000:]
+    assert "Traceback" not in said
 
 
 @LINUX

@@ -30,7 +30,8 @@ class MultiStageConsistencyLoss(nn.Module):
             raise InputError(f"the stages must give logits of one shape [n, classes], not {shapes or 'none'}")
         if len(stage_logits) == 1:
             return 0 * stage_logits[0].sum()
-        log_probs = _log_softmax(torch.stack(list(stage_logits)))  # [stages, n, classes]
+        *shallower, deepest = stage_logits
+        log_probs = _log_softmax(torch.stack([*shallower, deepest.detach()]))  # [stages, n, classes]
         divergences = F.kl_div(log_probs[:-1], log_probs[1:].detach(), reduction="none", log_target=True)
         return self.alpha * divergences.sum(-1).mean()
 
