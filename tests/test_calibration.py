@@ -32,14 +32,16 @@ def test_by_hand():
     assert calibrate(logits, "mean")[:2].tolist() == [[-1, 0], [1, 0]]
     assert calibrate(4 * logits, "mean")[:2].tolist() == [[-4, 0], [4, 0]]
     assert calibrate(4 * logits, "std")[:2].tolist() == [[-1, 0], [1, 0]]  # a class without spread says nothing
+    rest = calibrate(torch.tensor([[5.0, 1, 0], [3, 4, 2], [1, 2, 6], [2, 3, 7]]).repeat(25, 1), "rest")
+    assert rest[:2].tolist() == [[3, -1, -1], [1, 2, 1]]  # less (3 + 1 + 2) / 3, (1 + 2 + 3) / 3, (0 + 2) / 2
 
 
 def test_what_a_class_attracts_changes_nothing(logits):
     constant, factor = torch.tensor([0.4, -0.1, 0, 0.2, 0.3]), torch.tensor([1.0, 2, 0.5, 3, 1])
-    for mode in ("mean", "std", "balance"):
+    for mode in ("mean", "std", "rest", "balance"):
         told = calibrate(logits, mode)
         assert torch.allclose(told, calibrate(logits + 0.3, mode), atol=1e-3)
-        if mode != "balance":  # whose temperature is chosen before the classes are balanced
+        if mode in ("mean", "std"):  # the others go by the classes that are the most probable before
             assert torch.allclose(told, calibrate(logits + constant, mode), atol=1e-4)
     scaled = calibrate(factor * logits + constant, "std")
     assert torch.allclose(scaled, calibrate(logits, "std"), atol=1e-4)
@@ -65,7 +67,7 @@ def test_balance_is_sinkhorns_scaling_at_the_temperature_of_ninety_per_cent(logi
 
 
 def test_the_size_of_the_parts_worked_on_changes_nothing(logits, monkeypatch):
-    whole = {mode: calibrate(logits, mode) for mode in ("std", "balance")}
+    whole = {mode: calibrate(logits, mode) for mode in ("std", "rest", "balance")}
     monkeypatch.setattr(calibration, "CHUNK", 7)
     for mode, expected in whole.items():
         assert torch.allclose(calibrate(logits, mode), expected, atol=1e-4)
@@ -83,7 +85,23 @@ def test_labels_of_images_that_one_class_attracts_are_mended(counts, least):
     assert (told == truth).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("mode", ["mean", "std", "balance"])
+def test_how_many_images_a_class_has_does_not_move_what_rest_takes_off():
+    """It does move what `mean` takes off."""
+    attraction = torch.tensor([0.3, 0, 0.1])
+    of_each = torch.eye(3) + attraction  # a class's images look 1 more like it than the others do
+    equal, unequal = of_each.repeat(50, 1), torch.cat([of_each, of_each[:1].repeat(200, 1)])
+    assert torch.allclose(calibrate(equal, "rest")[:3], torch.eye(3), atol=1e-6)
+    assert torch.allclose(calibrate(unequal, "rest")[:3], torch.eye(3), atol=1e-6)
+    assert torch.allclose(calibrate(equal, "mean")[:3], torch.eye(3) - 1 / 3, atol=1e-6)
+    assert calibrate(unequal, "mean")[0, 0] < 0.01  # nearly all images are of this class, and are taken for its bias
+
+
+def test_a_class_that_attracts_all_images_is_compared_with_its_own_mean(logits):
+    attracting = logits + torch.tensor([1.0, 0, 0, 0, 0])
+    assert torch.allclose(calibrate(attracting, "rest"), calibrate(logits, "mean"), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["mean", "std", "rest", "balance"])
 def test_the_table_follows_what_comes_by(logits, mode):
     """Rows that are renewed, that were missing, and that stand for no image; what it says is `calibrate`'s word."""
     table, there = LogitTable(mode), torch.arange(COUNT - 20)  # the last could not be read
@@ -101,7 +119,8 @@ def test_the_table_follows_what_comes_by(logits, mode):
     expected = calibrate(now[there], mode)
     told = table.calibrated(now[there])
     assert torch.allclose(told.softmax(1) if mode == "balance" else told, expected, atol=5e-3)
-    assert len(there) > COUNT - 20 and table.sums[0, 0] == len(there)
+    counting = CLASSES - 1 if mode == "rest" else CLASSES  # classes that an image counts for
+    assert len(there) > COUNT - 20 and table.sums[0].sum() == counting * len(there)
 
 
 @pytest.fixture
@@ -134,7 +153,7 @@ def plain_logits(clip_model, classifier, weak) -> torch.Tensor:
     return F.normalize(clip_model.encode_image(weak), dim=-1) @ classifier.t()
 
 
-@pytest.mark.parametrize("mode", ["mean", "std", "balance"])
+@pytest.mark.parametrize("mode", ["mean", "std", "rest", "balance"])
 @pytest.mark.parametrize("teacher_mode", ["shared", "frozen", "ema"])
 def test_every_teacher_gives_the_calibrated_labels(clip_model, classifier, weak, teacher_mode, mode):
     teacher, loader = Teacher(clip_model, classifier, teacher_mode, calibration=mode), Loader(weak, (3, 77))
@@ -221,7 +240,7 @@ def test_what_cannot_be_calibrated_is_refused(mode, images, classes, prior, said
 
 
 @pytest.mark.parametrize("values, said", [
-    ({"CALIBRATION": "best"}, "CALIBRATION is 'best'; valid: none, mean, std, balance"),
+    ({"CALIBRATION": "best"}, "CALIBRATION is 'best'; valid: none, mean, std, rest, balance"),
     ({"CALIBRATION": "std", "PRIOR": [1, 2]}, "PRIOR is for PSEUDO_LABEL.CALIBRATION balance alone, and that is std"),
     ({"CALIBRATION": "balance", "PRIOR": "uniform"}, r"PRIOR is \['uniform'\]; it must be a list of numbers"),
     ({"WEIGHT": "best"}, "WEIGHT is 'best'; valid: none, confidence, neighbours"),

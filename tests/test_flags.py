@@ -169,7 +169,7 @@ def test_what_is_not_served_is_refused_with_the_reason(flag, values):
     (["--predict", "photos", "--eval-only", "--model-dir", "runs/x"], ("--eval-only", "--predict")),
     (["--predict-out", "there"], ("--predict",)),
     (["--calibrate", "std"], ("--predict PATH",)),
-    (["--predict", "x.jpg", "--model-dir", "run", "--calibrate", "none"], ("mean", "std", "balance")),
+    (["--predict", "x.jpg", "--model-dir", "run", "--calibrate", "none"], ("mean", "std", "rest", "balance")),
     (["--eval-only", "--model-dir", "runs/x", "--lr", "1"], ("--eval-only", "OPTIM.LR")),
     (["--predict", "photos", "--model-dir", "runs/x", "--gpt_prompts"], ("--predict", "TEXT.MODE")),
     (["--colour", "red"], ("--colour",)),

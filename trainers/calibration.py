@@ -40,7 +40,9 @@ def calibrate(logits: Tensor, mode: str, prior: Sequence[float] = ()) -> Tensor:
     """Logits [n, classes] of n unlabelled images, corrected by what these images tell together; → [n, classes].
 
     `none`: as they are. `mean`: less each class's mean over the images, so that no class attracts more than another.
-    `std`: that, over each class's standard deviation. `balance`: probabilities softmax(z / T), scaled by Sinkhorn's
+    `std`: that, over each class's standard deviation. `rest`: less each class's mean over the images whose highest logit
+    is another class's, as zero normalisation centres a speaker's scores by those of others (Auckenthaler et al., 2000):
+    how many images are of the class hardly moves it. `balance`: probabilities softmax(z / T), scaled by Sinkhorn's
     algorithm (Cuturi, 2013, arXiv 1306.0895) so that their means over the images are `prior`, shares by class in any
     unit ((): equal ones); T makes the mean highest probability 0.9 before that.
 
@@ -52,26 +54,33 @@ def calibrate(logits: Tensor, mode: str, prior: Sequence[float] = ()) -> Tensor:
     if mode == "balance":
         shift, scale = balance_statistics(logits, prior)
         return ((logits - shift) / scale).softmax(-1)
-    shift, scale = moment_statistics(mode, *moments(logits))
-    return (logits - shift) / scale
+    rows = logits - (centre := logits.mean(0))
+    shift, scale = moment_statistics(mode, *moments(rows, mode, centre))
+    return (rows - shift) / scale
 
 
-def moments(rows: Tensor) -> Tensor:
-    """[3, classes]: by class the number, the sum and the sum of squares of the finite entries of rows [n, classes]."""
+def moments(rows: Tensor, mode: str, centre: Tensor) -> Tensor:
+    """[3, classes]: by class the number, the sum and the sum of squares of the finite entries of rows [n, classes]; in
+    mode `rest`, of those that are not the highest of their row + centre [classes]."""
     precision = torch.float32 if rows.device.type == "mps" else torch.float64
     total = torch.zeros(3, rows.shape[1], dtype=precision, device=rows.device)
     for chunk in rows.split(CHUNK):
         there = chunk.isfinite()
+        if mode == "rest":
+            there = there.scatter(1, (chunk + centre).argmax(1, keepdim=True), False)
         values = torch.where(there, chunk, 0).to(precision)
         total += torch.stack([there.to(precision), values, values.square()]).sum(1)
     return total
 
 
 def moment_statistics(mode: str, count: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """(shift, scale) [classes] of modes `mean` and `std` from `moments`: calibrated logits are (z − shift) / scale."""
+    """(shift, scale) [classes] of modes `mean`, `std` and `rest` from `moments`: of rows whose centre is 0, the
+    calibrated ones are (row − shift) / scale. A class that no image counts for, as one that is the highest of all
+    images, keeps its centre."""
+    count = count.clamp(min=1)
     mean = total / count
     spread = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=MIN_SPREAD)
-    return mean.float(), (torch.ones_like(mean) if mode == "mean" else spread).float()
+    return mean.float(), (spread if mode == "std" else torch.ones_like(mean)).float()
 
 
 def balance_statistics(logits: Tensor, prior: Sequence[float] = ()) -> tuple[Tensor, Tensor]:
@@ -115,8 +124,8 @@ class LogitTable:
 
     The rows are kept as differences from the first mean, in half precision: 2 bytes × images × classes, on the
     logits' device and in each checkpoint (2.6 GB for the 1.28 million images and 1,000 classes of ImageNet). An image
-    without logits, as one that cannot be read, has an infinite row and counts nowhere. `mean` and `std` follow each
-    renewed row by sums that are kept beside the table; `balance`, which needs it whole, follows at an epoch's end.
+    without logits, as one that cannot be read, has an infinite row and counts nowhere. `mean`, `std` and `rest` follow
+    each renewed row by sums that are kept beside the table; `balance`, which needs it whole, follows at an epoch's end.
     `none` leaves logits as they are, and only keeps them. Once filled, all tensors keep their place in memory.
     """
 
@@ -131,7 +140,7 @@ class LogitTable:
         self.centre = logits.mean(0)
         self.rows = torch.full((images + 1, logits.shape[1]), torch.inf, dtype=torch.half, device=logits.device)
         self.rows[index] = (logits - self.centre).half()
-        self.sums = moments(self.rows)
+        self.sums = moments(self.rows, self.mode, self.centre)
         self.shift, self.scale = torch.zeros_like(self.centre), torch.ones_like(self.centre)
         self.end_epoch()
 
@@ -142,7 +151,8 @@ class LogitTable:
     def renew(self, index: Tensor, logits: Tensor) -> None:
         """The logits [batch, classes] of the images `index` [batch], each there once; index −1 is no image."""
         new = torch.where(index[:, None] < 0, torch.inf, logits - self.centre).half()
-        self.sums += moments(new) - moments(self.rows[index])
+        self.sums += (moments(new, self.mode, self.centre)
+                      - moments(self.rows[index], self.mode, self.centre))
         self.rows[index] = new
         self._follow_moments()
 
@@ -163,7 +173,7 @@ class LogitTable:
         return self.rows[index].float() + self.centre
 
     def _follow_moments(self) -> None:
-        if self.mode in ("mean", "std"):
+        if self.mode in ("mean", "std", "rest"):
             shift, scale = moment_statistics(self.mode, *self.sums)
             self.shift.copy_(self.centre + shift)
             self.scale.copy_(scale)
