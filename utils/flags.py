@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="folder for predictions.csv, .jsonl and .html (default: the run's)")
     parser.add_argument("--calibrate", default="", choices=CALIBRATIONS,
                         help="correct --predict's classes by these images' own statistics, at least 100 images; "
-                             "balance: all classes are equally frequent, or as PSEUDO_LABEL.PRIOR says")
+                             "rest suits unequal classes too; balance: equal ones, or as PSEUDO_LABEL.PRIOR says")
     parser.add_argument("--list", dest="list_datasets", action="store_true", default=False,
                         help="show the known data sets, which are under --root, and where to get the others")
     for flag, (key, kind, text) in VALUES.items():
