@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from trainers import calibration
-from trainers.calibration import LogitTable, balance_statistics, check_calibration
+from trainers.calibration import LogitTable, balance_statistics, check_calibration, settle_calibration
 from trainers.checks import check_pseudo_labels
 from trainers.image_weights import ImageWeights
 from trainers.predict import class_probabilities
 from trainers.teacher import Teacher, calibrate
+from utils.config import load_config
 from utils.errors import InputError
 
 COUNT, CLASSES = 240, 5
@@ -240,7 +241,7 @@ def test_what_cannot_be_calibrated_is_refused(mode, images, classes, prior, said
 
 
 @pytest.mark.parametrize("values, said", [
-    ({"CALIBRATION": "best"}, "CALIBRATION is 'best'; valid: none, mean, std, rest, balance"),
+    ({"CALIBRATION": "best"}, "CALIBRATION is 'best'; valid: auto, none, mean, std, rest, balance"),
     ({"CALIBRATION": "std", "PRIOR": [1, 2]}, "PRIOR is for PSEUDO_LABEL.CALIBRATION balance alone, and that is std"),
     ({"CALIBRATION": "balance", "PRIOR": "uniform"}, r"PRIOR is \['uniform'\]; it must be a list of numbers"),
     ({"WEIGHT": "best"}, "WEIGHT is 'best'; valid: none, confidence, neighbours"),
@@ -262,3 +263,16 @@ def test_confidences_keep_their_size_where_spreads_are_made_equal(logits):
     even = 3 * (even - even.mean(0)) / even.std(0, correction=0)
     assert torch.allclose(class_probabilities(even, "std"), even.softmax(1), atol=1e-5)
     assert torch.equal(class_probabilities(logits, "std").argmax(1), calibrate(logits, "std").argmax(1))
+
+
+@pytest.mark.parametrize("values, images, classes, becomes", [
+    ({}, 100, 8, "rest"), ({}, 99, 8, "none"), ({}, 120, 120, "none"),  # too few to say something of each class
+    ({}, 1_281_167, 1000, "none"),  # a table of 2.6 GB
+    ({"DUAL_TASK.ENABLED": True}, 1000, 6, "none"), ({"PSEUDO_LABEL.CALIBRATION": "std"}, 100, 8, "std"),
+    ({"PSEUDO_LABEL.CALIBRATION": "none"}, 100, 8, "none"),
+])
+def test_what_auto_becomes(values, images, classes, becomes):
+    cfg = load_config(flags={"DATASET.NAME": "demo", "TRAINER.NAME": "MultiLayerLaFTer", **values})
+    assert becomes == settle_calibration(cfg, images, classes).PSEUDO_LABEL.CALIBRATION
+    published = load_config("demo", "published")
+    assert settle_calibration(published, 1000, 8).PSEUDO_LABEL.CALIBRATION == "none"

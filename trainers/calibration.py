@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
 from utils.errors import InputError
+
+log = logging.getLogger(__name__)
 
 MIN_IMAGES = 100  # fewer say little of a class's mean and spread
 MIN_SPREAD = 1e-6  # of logits; below it there is only rounding
 CONFIDENCE = 0.9  # mean highest probability that `balance` sets its temperature by
 ROUNDS = 50  # of Sinkhorn's algorithm
+LARGEST_TABLE = 2 ** 27  # logits, 256 MB, that `auto` keeps unasked
 CHUNK = 8192  # rows that are worked on at a time, so that a large table is never there twice
 
 
@@ -22,10 +27,31 @@ def enough_images(images: int, classes: int) -> bool:
     return images >= MIN_IMAGES and images > classes
 
 
+def settle_calibration(cfg: CfgNode, images: int, classes: int) -> CfgNode:
+    """The configuration with PSEUDO_LABEL.CALIBRATION `auto` replaced by what it becomes for so many training images:
+    `rest`, or `none` where they are too few, in a dual task (emotions differ in how often they are evoked, and nothing
+    is measured there), and where the table of logits would be larger than LARGEST_TABLE.
+
+    Raises InputError where `check_calibration` does.
+    """
+    own = cfg.PSEUDO_LABEL
+    if own.CALIBRATION == "auto":
+        fits = images * classes <= LARGEST_TABLE and not cfg.DUAL_TASK.ENABLED
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.PSEUDO_LABEL.CALIBRATION = "rest" if fits and enough_images(images, classes) else "none"
+        cfg.freeze()
+        log.info("PSEUDO_LABEL.CALIBRATION auto: %s", cfg.PSEUDO_LABEL.CALIBRATION)
+    check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, images, classes, own.PRIOR)
+    return cfg
+
+
 def check_calibration(mode: str, images: int, classes: int, prior: Sequence[float] = ()) -> None:
     """InputError where `images` are too few to calibrate by, or where `prior` is not a share for each class."""
     if mode == "none":
         return
+    if mode == "auto":
+        raise ValueError("settle_calibration says what auto becomes")
     if not enough_images(images, classes):
         raise InputError(f"calibration {mode} takes its statistics from the images themselves, and {images} of "
                          f"{classes} classes are too few: it needs at least {MIN_IMAGES}, and more than one a class; "
@@ -40,11 +66,11 @@ def calibrate(logits: Tensor, mode: str, prior: Sequence[float] = ()) -> Tensor:
     """Logits [n, classes] of n unlabelled images, corrected by what these images tell together; → [n, classes].
 
     `none`: as they are. `mean`: less each class's mean over the images, so that no class attracts more than another.
-    `std`: that, over each class's standard deviation. `rest`: less each class's mean over the images whose highest logit
-    is another class's, as zero normalisation centres a speaker's scores by those of others (Auckenthaler et al., 2000):
-    how many images are of the class hardly moves it. `balance`: probabilities softmax(z / T), scaled by Sinkhorn's
-    algorithm (Cuturi, 2013, arXiv 1306.0895) so that their means over the images are `prior`, shares by class in any
-    unit ((): equal ones); T makes the mean highest probability 0.9 before that.
+    `std`: that, over each class's standard deviation. `rest`: less each class's mean over the images whose highest
+    logit is another class's, as zero normalisation centres a speaker's scores by those of others (Auckenthaler et al.,
+    2000): how many images are of the class hardly moves it. `balance`: probabilities softmax(z / T), scaled by
+    Sinkhorn's algorithm (Cuturi, 2013, arXiv 1306.0895) so that their means over the images are `prior`, shares by
+    class in any unit ((): equal ones); T makes the mean highest probability 0.9 before that.
 
     Raises InputError where `check_calibration` does.
     """
