@@ -50,7 +50,7 @@ def available_models() -> list[str]:
 def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_root: str | Path | None = None, *,
          precision: str = "fp32", image_size: int | None = None,
          stage_boundaries: Sequence[Sequence[int]] | None = None,
-         quick_gelu: bool | None = None) -> tuple[CLIP, transforms.Compose]:
+         quick_gelu: bool | None = None, fold_gelu: bool = False) -> tuple[CLIP, transforms.Compose]:
     """A CLIP in evaluation mode and the transform for its images.
 
     `name_or_path` is one of `available_models()`, downloaded once to `download_root` (~/.cache/clip), or a
@@ -58,6 +58,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_
     which is bf16 where the device multiplies it fast, else fp32.
     `image_size` in pixels, if not the checkpoint's. `quick_gelu=False` is for weights trained with the plain GELU,
     as OpenCLIP's own are; None takes what the checkpoint tells, else QuickGELU, and a line of the log says which.
+    `fold_gelu` makes QuickGELU cheaper, see `CLIP.fold_gelu`.
     The model's `source` tells where its weights come from. Raises FileNotFoundError for a missing file, ClipError
     for an unknown name, a failed download, and a file that is damaged or does not fit.
     """
@@ -68,6 +69,8 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", download_
                             quick_gelu=_choose_activation(checkpoint, quick_gelu))
     except ClipError as error:
         raise ClipError(f"{path}: {error}") from error
+    if fold_gelu:
+        model.fold_gelu()
     model.source = Source(path, checkpoint.form, _official_name(name_or_path, checkpoint),
                           weights_hash(checkpoint.state), mean, std)
     if not model.has_text:

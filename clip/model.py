@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .errors import ClipError
 from .layouts import openai_layout
-from .transformer import LayerNorm, MultiLayerTransformer, Transformer
+from .transformer import LayerNorm, MultiLayerTransformer, ResidualAttentionBlock, Transformer
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
@@ -143,6 +143,14 @@ class CLIP(nn.Module):
         text_features = F.normalize(self.encode_text(text), dim=-1).to(image_features.dtype)
         logits = self.logit_scale.exp().to(image_features.dtype) * image_features @ text_features.t()
         return logits, logits.t()
+
+    def fold_gelu(self) -> CLIP:
+        """Make QuickGELU cheaper in both towers (`ResidualAttentionBlock.fold_gelu`). The model is the same function
+        up to rounding, but its state dict is no longer that of its checkpoint. In fp32, before `set_precision`."""
+        for module in self.modules():
+            if isinstance(module, ResidualAttentionBlock):
+                module.fold_gelu()
+        return self
 
     def set_precision(self, precision: str) -> CLIP:
         """Cast the weights to `fp32`, `fp16` or `bf16`, once; LayerNorms and the logit scale stay fp32."""

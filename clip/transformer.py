@@ -51,26 +51,10 @@ class Linear(nn.Linear):
 class QuickGELU(nn.Module):
     """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
 
+    SLOPE = 1.702
+
     def forward(self, x: Tensor) -> Tensor:
-        return _QuickGELU.apply(x)
-
-
-class _QuickGELU(torch.autograd.Function):
-    """Keeps 1.702 x alone for the backward pass: the plain product keeps three tensors of its size.
-
-    It is silu(1.702 x) / 1.702, so that its slope is silu's at 1.702 x, which torch has as one operation.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        scaled = 1.702 * x
-        ctx.save_for_backward(scaled)
-        return scaled.sigmoid().mul_(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (scaled,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad, scaled)
+        return x * torch.sigmoid(self.SLOPE * x)
 
 
 class Attention(nn.Module):
@@ -130,6 +114,16 @@ class ResidualAttentionBlock(nn.Module):
         """Tokens [batch, tokens, width] → the same; with `cls_only` the first one alone, at a sixth of the cost."""
         x = (x[:, :1] if cls_only else x) + self.attn(self.ln_1(x), attn_mask, cls_only)
         return x + self.mlp(self.ln_2(x))
+
+    @torch.no_grad()
+    def fold_gelu(self) -> None:
+        """Where the activation is QuickGELU, put its factor into the weights before and after it: as silu(1.702 x) /
+        1.702 it is one operation that keeps one tensor for its slope, instead of three that keep as many."""
+        if isinstance(self.mlp.gelu, QuickGELU):
+            self.mlp.gelu = nn.SiLU()
+            self.mlp.c_fc.weight *= QuickGELU.SLOPE
+            self.mlp.c_fc.bias *= QuickGELU.SLOPE
+            self.mlp.c_proj.weight /= QuickGELU.SLOPE
 
 
 class Transformer(nn.Module):

@@ -93,7 +93,7 @@ def event(name: str, *around: str) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("names, kind", [
-    (["aten::mul", "_QuickGELU"], "GELU"), (["aten::mul", "_QuickGELUBackward"], "GELU"),
+    (["aten::silu"], "GELU"), (["aten::silu_backward", "SiluBackward0"], "GELU"), (["aten::sigmoid"], "GELU"),
     (["aten::native_layer_norm_backward", "NativeLayerNormBackward0"], "LayerNorm"),
     (["aten::bmm", "aten::matmul"], "attention"), (["aten::_softmax_backward_data"], "attention"),
     (["aten::mm", "MmBackward0"], "products"), (["aten::addmm", "aten::linear"], "products"),

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from clip.transformer import QuickGELU, linear
+from clip.transformer import QuickGELU, ResidualAttentionBlock, linear
 from tests.conftest import note_gradients, train_on
 from trainers import build
-from trainers.build import build_training, image_flops, prepare_blocks
+from trainers.build import build_training, image_flops, load_clip, prepare_blocks
 from trainers.LaFTer import LaFTer
 from trainers.LaFTer_multilayer import MultiLayerLaFTer
 from trainers.objective import Objective
@@ -127,15 +128,30 @@ def test_linear_is_torchs(shape, dtype):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.05)])
-def test_quick_gelu_is_its_formula(dtype, tolerance):
-    x = torch.linspace(-12, 12, 2001, dtype=dtype, requires_grad=True)
-    plain = x * torch.sigmoid(1.702 * x)
-    y = QuickGELU()(x)
-    torch.testing.assert_close(y, plain, rtol=tolerance, atol=tolerance)
-    weights = torch.randn_like(x)
-    torch.testing.assert_close(*(torch.autograd.grad((out * weights).sum(), x)[0] for out in (y, plain)),
-                               rtol=tolerance, atol=tolerance)
+def test_folding_quick_gelu_changes_a_model_by_rounding_alone(make_clip):
+    """Features of both towers, and the gradients of LayerNorms."""
+    plain, folded = make_clip(4, text_layers=2), make_clip(4, text_layers=2).fold_gelu()
+    images, tokens = torch.randn(3, 3, 32, 32), torch.randint(1, 49, (3, 10))
+    results = []
+    for model in (plain, folded):
+        weights = [model.visual.transformer.resblocks[1].ln_2.weight.requires_grad_(),
+                   model.transformer.resblocks[0].ln_1.bias.requires_grad_()]
+        features = [model.encode_image(images), model.encode_text(tokens)]
+        loss = features[0].sin().sum() + features[1].sin().sum()
+        results.append([*features, *torch.autograd.grad(loss, weights)])
+    for ours, theirs in zip(*results):
+        assert theirs.abs().max() > 0.01
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    kinds = [{type(block.mlp.gelu) for block in model.modules() if isinstance(block, ResidualAttentionBlock)}
+             for model in (plain, folded, make_clip(1, quick_gelu=False).fold_gelu())]
+    assert kinds == [{QuickGELU}, {nn.SiLU}, {nn.GELU}]
+
+
+def test_a_run_computes_with_the_folded_activation(make_cfg, tmp_path, make_clip):
+    torch.save(make_clip(1, text_layers=1).state_dict(), tmp_path / "clip.pt")
+    model = load_clip(make_cfg({"MODEL.BACKBONE.NAME": str(tmp_path / "clip.pt"), "MODEL.PRECISION": "bf16"}))
+    assert {type(block.mlp.gelu) for block in model.visual.transformer.resblocks} == {nn.SiLU}
+    assert model.dtype == torch.bfloat16
 
 
 def test_blocks_below_the_shallowest_active_stage_record_nothing(prepare, batch):

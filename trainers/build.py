@@ -52,7 +52,7 @@ def load_clip(cfg: CfgNode) -> CLIP:
     if device.type == "cuda":
         allow_tf32(cfg.MODEL.TF32)
     model, _ = clip.load(name, device, cfg.MODEL.DOWNLOAD_ROOT or None, precision=cfg.MODEL.PRECISION,
-                         image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU,
+                         image_size=image_size(cfg), quick_gelu=backbone.QUICK_GELU, fold_gelu=True,
                          stage_boundaries=cfg.MULTI_LAYER_PROMPT.STAGES or None)
     log.info("the backbone computes in %s", model.precision)
     for key, meant in (("PIXEL_MEAN", model.source.pixel_mean), ("PIXEL_STD", model.source.pixel_std)):

@@ -32,7 +32,7 @@ from .distributed import bar_settings
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = "features, cut"  # the arrays of a cache's file
+CACHE_FORMAT = "features, cut; GELU folded"  # the arrays of a cache's file, and what rounds them
 
 
 class TextFeatures(NamedTuple):

@@ -17,7 +17,7 @@ KINDS = {
     "fused by the compiler": r"triton|Compiled|inductor",
     "optimiser, norms": r"Optimizer|_foreach|_fused_adam|vector_norm",
     "LayerNorm": r"layer_?norm",
-    "GELU": r"gelu|sigmoid",
+    "GELU": r"gelu|silu|sigmoid",
     "attention": r"bmm|softmax|scaled_dot_product|flash_attention|efficient_attention",
     "products": r"linear|addmm|\bmm|MmBackward|matmul|convolution",
     "copies, casts": r"copy|clone|contiguous|aten::cat|CatBackward",

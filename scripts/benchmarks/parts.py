@@ -127,6 +127,7 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
     """A trainer as LaFTer.py builds it, in the phase of `epoch`, and a random batch."""
     cfg = load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "PROMPT_INIT": "uniform",
                              "PSEUDO_LABEL.CALIBRATION": "none", "DATALOADER.TRAIN_X.BATCH_SIZE": batch, **values})
+    clip_model.fold_gelu()  # as `load_clip` has it
     device, size = clip_model.visual.proj.device, clip_model.visual.input_resolution
     torch.manual_seed(0)
     classifier = F.normalize(torch.randn(CLASSES, clip_model.embed_dim), dim=-1).to(device)
@@ -242,7 +243,7 @@ def measure_views(size: int, batch: int, device: torch.device, repeats: int, com
 
 def measure_texts(backbone: str, precision: str, device: torch.device, count: int, repeats: int) -> Row:
     """A row: texts per second in sorted batches, in turns with reference (a) on a tenth of them."""
-    clip_model = make_clip(backbone, precision, device, text=True)
+    clip_model = make_clip(backbone, precision, device, text=True).fold_gelu()
     texts = description_texts(count)
     few = texts[:: 10]
     seconds = interleaved({"ours": lambda: encode_texts(clip_model, texts),
