@@ -29,7 +29,7 @@ from utils.utils import TrainingSettings, build_optimizer
 VIEWS = ("random_resized_crop", "random_flip", "color_jitter", "random_grayscale", "gaussian_blur")
 BATCH = 8
 # of a step of a 12-layer tower with both views made, uncompiled; counted the same way it was 1,198 and 1,499 once
-CEILINGS = {"LaFTer": 635, "MultiLayerLaFTer": 720}
+CEILINGS = {"LaFTer": 625, "MultiLayerLaFTer": 700}
 
 
 @pytest.fixture
@@ -114,11 +114,12 @@ def test_views_labels_loss_and_update_never_wait_for_the_gpu(build, gpu, trainer
 def test_the_backward_pass_asks_for_no_number(build, trainer, values):
     training, objective, cfg = build(trainer, "meta", {**values, "TRAIN.CUDA_GRAPH": "off"})
     numbers = compute_gradients(training, objective, cfg, BATCH, {**views("meta"), **columns("meta")})
-    assert numbers.keys() >= {"loss", "known", "right"}
+    assert numbers.keys() == {"dual_task" if objective.dual_task else "cross_entropy", "known", "right"} | (
+        {"consistency"} if trainer == "MultiLayerLaFTer" else set())
     assert all(parameter.grad.is_meta for parameter in training.parameters())
     assert training.graph_key() and TrainingStatistics(training.model).gradient_norms()
     with pytest.raises(RuntimeError, match="meta"):
-        numbers["loss"].item()
+        numbers["right"].item()
 
 
 LAID_OUT = ("aten::empty", "aten::_unsafe_view", "aten::promote_types")

@@ -83,7 +83,8 @@ class MultiLayerLaFTer(Tunable):
         """Images → fused logits and the logits of the active stages, from shallow to deep."""
         visual = self.clip.visual
         prompts = [prompt if stage in self.active_stages else None for stage, prompt in enumerate(self.multi_prompts)]
-        _, stage_outputs = visual.forward_multi_stage_prompts(images, prompts, self.settings.MODE)
+        _, stage_outputs = visual.transformer(visual.embeddings_patch(images), prompts, self.settings.MODE,
+                                              cls_only=True)
         features = self.align(visual.project(self.nga(stage_outputs)).float())
         stage_logits = self.adapter(features)  # [stages, batch, classes]
         logits = self.fuse(stage_logits)

@@ -148,6 +148,7 @@ class TrainingStatistics:
         for step, images, loss_names, norm_names, _ in self.recent:
             losses, norms = ({name: next(values) for name in names} for names in (loss_names, norm_names))
             counts = {name: losses.pop(name) for name in COUNTS if name in losses}
+            losses = {"loss": sum(losses.values()), **losses} if losses else {}
             taken = math.isfinite(norms["grad_norm"])
             sums = {name: loss * images for name, loss in losses.items()}
             self.images.update({"images": float(images), **counts, **sums})
@@ -167,10 +168,10 @@ COUNTS = ("known", "right", "right_uncalibrated", "weight")  # sums in a batch's
 
 @torch.no_grad()
 def batch_numbers(losses: dict[str, Tensor], batch: dict[str, Tensor], pseudo_labelled: bool) -> dict[str, Tensor]:
-    """What `TrainingStatistics` keeps of a batch: the loss and its parts, means over its images; and, where a teacher
+    """What `TrainingStatistics` keeps of a batch: the parts of the loss, means over its images; and, where a teacher
     `pseudo_labelled` it, how many of its `target`s [batch] are the true labels, as far as those are known, and how many
     would be without calibration."""
-    numbers = {"loss": sum(losses.values()), **losses}
+    numbers = dict(losses)
     if pseudo_labelled:
         known = batch["label"] != UNKNOWN
         kinds = {"right": "target", "right_uncalibrated": "uncalibrated"}

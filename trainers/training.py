@@ -161,6 +161,8 @@ def step_loss(model: Tunable, objective: Objective, batch: dict[str, Tensor]) ->
     [batch] is what they learn."""
     views = [batch[name] for name in ("strong", "strong2") if name in batch] or [batch["weak"]]
     per_view = [objective(model(view), batch["target"], batch) for view in views]
+    if len(views) == 1:
+        return per_view[0]
     return {name: sum(parts[name] for parts in per_view) / len(views) for name in per_view[0]}
 
 
@@ -184,7 +186,7 @@ def check_finite(steps: list[StepNumbers], training: Training) -> None:
         training.skipped = 0 if math.isfinite(norms["grad_norm"]) else training.skipped + 1
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if bad:
-            what, parts = "the loss", ", ".join(name for name in bad if name != "loss") or "the sum of its parts"
+            what, parts = "the loss", ", ".join(name for name in bad if name != "loss")
         elif training.skipped >= (MAX_SKIPPED if fp16 else 1):
             kinds = dict.fromkeys(key.split()[0] for key, norm in norms.items() if not math.isfinite(norm))
             what = f"the gradient of {', '.join(spoken(kind) for kind in kinds if kind != 'grad_norm')}"

@@ -32,8 +32,8 @@ class MultiStageConsistencyLoss(nn.Module):
             return 0 * stage_logits[0].sum()
         *shallower, deepest = stage_logits
         log_probs = _log_softmax(torch.stack([*shallower, deepest.detach()]))  # [stages, n, classes]
-        divergences = F.kl_div(log_probs[:-1], log_probs[1:].detach(), reduction="none", log_target=True)
-        return self.alpha * divergences.sum(-1).mean()
+        divergence = F.kl_div(log_probs[:-1], log_probs[1:].detach(), reduction="sum", log_target=True)
+        return divergence * (self.alpha / log_probs[1:, :, 0].numel())
 
 
 def dual_task_target(labels: Tensor, distributions: Tensor, weight: float) -> Tensor:
