@@ -47,6 +47,25 @@ CHOICES = {
     "TRAINER.SETTINGS": ("tuned", "published"),
     "DATALOADER.ON_ERROR": ("raise", "skip"),
 }
+RANGES = {  # what a number must do
+    "be above 0": (lambda value: value > 0, (
+        "OPTIM.LR", "TEXT.LR", "DATASET.SIGMA_CONF", "MULTI_LAYER_PROMPT.SIGMA", "DUAL_TASK.TEMPERATURE",
+        "MULTI_LAYER_PROMPT.ALIGN_RIDGE")),
+    "be at least 1": (lambda value: value >= 1, (
+        "OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE",
+        "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ", "INPUT.MAX_PIXELS",
+        "INPUT.SOURCE_SCALE", "PSEUDO_LABEL.NEIGHBOURS")),
+    "lie in [0, 1]": (lambda value: 0 <= value <= 1, (
+        "DUAL_TASK.LAMBDA", "DATASET.TEST_FRACTION", "DATASET.VAL_FRACTION", "PSEUDO_LABEL.EMA_DECAY",
+        "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "INPUT.BLUR_PROB", "PSEUDO_LABEL.SHARE")),
+    "lie between 0 and 1": (lambda value: 0 < value < 1, ("MULTI_LAYER_PROMPT.FUSION_START",)),
+    "not be negative": (lambda value: value >= 0, (
+        "TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
+        "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
+        "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM", "DATALOADER.CACHE_GB",
+        "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH", "DATALOADER.TIMEOUT", "PSEUDO_LABEL.FAIRNESS",
+        "ADAPTER_NORM")),
+}
 LISTS_OF_TEXTS = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "DATASET.TEMPLATES", "INPUT.TRANSFORMS")
 LISTS_OF_NAMES = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "INPUT.TRANSFORMS")  # commas divide one text into them
 LISTS_OF_INTS = ("DATASET.NUM_SHOTS", "OPTIM.STEPSIZE")
@@ -119,6 +138,7 @@ def default_config() -> CN:
         SHARE=1.0,  # of each class's images the first epoch learns from the surest alone, the last from all
         FAIRNESS=0.0,  # weight of a term that makes the mean prediction uniform
         SOFT=False))  # dual task: the distribution of the teacher's probabilities, not of its label alone
+    cfg.ADAPTER_NORM = 0.0  # mean length of the head's rows at its start; 0: as the text phase leaves them
     cfg.PROMPT_INIT = "uniform"
     cfg.PROMPT_INIT_PATCH = 0  # patch size in the bound of `uniform`; 0: the backbone's own. LaFTer's code has 16
     cfg.PROMPT_INIT_IMAGES = 64  # unlabelled training images that `tokens` draws prompts from
@@ -245,50 +265,8 @@ def check_flags(flags: dict[str, object], cfg: CN) -> None:
 
 
 def check_config(cfg: CN) -> None:
-    """Choices and ranges; InputError names the key, the value and what is valid."""
-    values = dict(flatten(cfg))
-    for key, valid in CHOICES.items():
-        if values[key] not in valid:
-            raise InputError(f"{key} is {values[key]!r}; valid: {', '.join(valid)}")
-    for key in LISTS_OF_TEXTS:
-        for value in values[key]:
-            if not isinstance(value, str):
-                raise InputError(f"{key}: YAML reads a word in it as {value!r}, which is no text: put it in quotes, as "
-                                 "in ['yes', 'no', '007', '12:30', 'null']")
-    for key in LISTS_OF_NUMBERS:
-        kind, words = (int, "whole numbers") if key in LISTS_OF_INTS else ((int, float), "numbers")
-        if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values[key]):
-            raise InputError(f"{key} is {values[key]}; it must be a list of {words}")
-        if key.startswith("INPUT.") and len(values[key]) != 3:
-            raise InputError(f"{key} is {values[key]}; it needs a value for each of the 3 channels")
-    for key in ("OPTIM.LR", "TEXT.LR", "DATASET.SIGMA_CONF", "MULTI_LAYER_PROMPT.SIGMA", "DUAL_TASK.TEMPERATURE",
-                "MULTI_LAYER_PROMPT.ALIGN_RIDGE"):
-        if not values[key] > 0:
-            raise InputError(f"{key} is {values[key]}; it must be above 0")
-    for key in ("OPTIM.MAX_EPOCH", "OPTIM.ACCUMULATE", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE",
-                "PROMPT_NUM", "MULTI_LAYER_PROMPT.NUM", "PROMPT_INIT_IMAGES", "TRAIN.PRINT_FREQ", "INPUT.MAX_PIXELS",
-                "INPUT.SOURCE_SCALE", "PSEUDO_LABEL.NEIGHBOURS"):
-        if values[key] < 1:
-            raise InputError(f"{key} is {values[key]}; it must be at least 1")
-    for key in ("DUAL_TASK.LAMBDA", "DATASET.TEST_FRACTION", "DATASET.VAL_FRACTION", "PSEUDO_LABEL.EMA_DECAY",
-                "OPTIM.LABEL_SMOOTHING", "TEXT.LABEL_SMOOTHING", "INPUT.BLUR_PROB", "PSEUDO_LABEL.SHARE"):
-        if not 0 <= values[key] <= 1:
-            raise InputError(f"{key} is {values[key]}; it must lie in [0, 1]")
-    if cfg.MODEL.BACKBONE.QUICK_GELU not in (None, True, False):
-        raise InputError(f"MODEL.BACKBONE.QUICK_GELU is {cfg.MODEL.BACKBONE.QUICK_GELU!r}; it must be True, False or "
-                         "None (as the checkpoint tells, else True)")
-    start = cfg.OPTIM.WARMUP_CONS_LR
-    if start is not None and (isinstance(start, bool) or not isinstance(start, (int, float)) or not start >= 0):
-        raise InputError(f"OPTIM.WARMUP_CONS_LR is {start!r}; it must be a rate, not negative")
-    if not 0 < cfg.MULTI_LAYER_PROMPT.FUSION_START < 1:
-        raise InputError(f"MULTI_LAYER_PROMPT.FUSION_START is {cfg.MULTI_LAYER_PROMPT.FUSION_START}; it must lie "
-                         "between 0 and 1")
-    for key in ("TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
-                "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
-                "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM", "DATALOADER.CACHE_GB",
-                "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH", "DATALOADER.TIMEOUT", "PSEUDO_LABEL.FAIRNESS"):
-        if not values[key] >= 0:
-            raise InputError(f"{key} is {values[key]}; it must not be negative")
+    """Choices, ranges and what contradicts itself; InputError names the key, the value and what is valid."""
+    check_values(dict(flatten(cfg)))
     if cfg.TEXT.SKIP and cfg.TRAIN.SKIP:
         raise InputError("TEXT.SKIP and TRAIN.SKIP (--direct_dualtask with --skip_finetune or --zero_shot) leave "
                          "nothing to do")
@@ -305,6 +283,34 @@ def check_config(cfg: CN) -> None:
     if not cfg.DATASET.NAME:
         raise InputError("no data set was named: give --dataset-config-file, e.g. configs/datasets/demo.yaml")
     image_size(cfg)
+
+
+def check_values(values: dict[str, object]) -> None:
+    """Each key's value by itself; InputError names the key, the value and what is valid."""
+    for key, valid in CHOICES.items():
+        if values[key] not in valid:
+            raise InputError(f"{key} is {values[key]!r}; valid: {', '.join(valid)}")
+    for key in LISTS_OF_TEXTS:
+        for value in values[key]:
+            if not isinstance(value, str):
+                raise InputError(f"{key}: YAML reads a word in it as {value!r}, which is no text: put it in quotes, as "
+                                 "in ['yes', 'no', '007', '12:30', 'null']")
+    for key in LISTS_OF_NUMBERS:
+        kind, words = (int, "whole numbers") if key in LISTS_OF_INTS else ((int, float), "numbers")
+        if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values[key]):
+            raise InputError(f"{key} is {values[key]}; it must be a list of {words}")
+        if key.startswith("INPUT.") and len(values[key]) != 3:
+            raise InputError(f"{key} is {values[key]}; it needs a value for each of the 3 channels")
+    for words, (fits, keys) in RANGES.items():
+        for key in keys:
+            if not fits(values[key]):
+                raise InputError(f"{key} is {values[key]}; it must {words}")
+    if (quick := values["MODEL.BACKBONE.QUICK_GELU"]) not in (None, True, False):
+        raise InputError(f"MODEL.BACKBONE.QUICK_GELU is {quick!r}; it must be True, False or None (as the checkpoint "
+                         "tells, else True)")
+    start = values["OPTIM.WARMUP_CONS_LR"]
+    if start is not None and (isinstance(start, bool) or not isinstance(start, (int, float)) or not start >= 0):
+        raise InputError(f"OPTIM.WARMUP_CONS_LR is {start!r}; it must be a rate, not negative")
 
 
 def image_size(cfg: CN) -> int | None:
