@@ -27,7 +27,7 @@ from trainers.build import (
     load_clip,
     prepare_blocks,
 )
-from trainers.calibration import settle_calibration
+from trainers.calibration import check_calibration
 from trainers.checks import check_inputs, check_labels, check_training
 from trainers.evaluation import predict, score_split
 from trainers.objective import Objective, generated_distributions
@@ -149,7 +149,8 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     check_text_tower(clip_model, cfg)  # what is wrong is told before hours of work
     generated_distributions(cfg, splits.classnames)
     if cfg.TRAIN.SUPERVISION == "pseudo" and not cfg.TRAIN.SKIP:
-        cfg = settle_calibration(cfg, len(splits.train), len(splits.classnames))
+        check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, len(splits.train), len(splits.classnames),
+                          cfg.PSEUDO_LABEL.PRIOR)
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
     with distributed.one_first():
         loaders = build_loaders(cfg, read, clip_model.visual.input_resolution, clip_model.visual.proj.device)
@@ -176,10 +177,8 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     if cfg.RESUME:
         resume(cfg, training, run, identity)
     training.share()
-    if training.teacher:
-        result["calibration"] = training.teacher.calibration
-        if not training.rows:
-            training.teacher.prepare(loaders["plain"])
+    if training.teacher and not training.rows:
+        training.teacher.prepare(loaders["plain"])
     rows = fit(training, Objective(criterion, cfg, splits.classnames), loaders["train"], evaluation, cfg, run)
     for split in evaluation:
         result["splits"][split] |= {name: row[split] for name, row in rows.items()}

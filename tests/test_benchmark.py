@@ -41,7 +41,7 @@ def test_the_plain_step_is_our_step():
     """Losses and gradients of reference (c) and of LaFTer with a shared teacher."""
     clip_model = make_clip("tiny", "fp32", CPU)
     cfg, training, objective, batch = make_step(clip_model, "LaFTer", {}, 0, 13)
-    other = make_clip("tiny", "fp32", CPU)
+    other = make_clip("tiny", "fp32", CPU, fold=False)
     plain = PlainStep(other, training.teacher.classifier, training.model.prompt_embeddings,
                       training.model.adapter.weight)
     loss = plain(batch["weak"], batch["strong"])

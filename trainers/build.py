@@ -207,16 +207,13 @@ TRAINERS = {"LaFTer": LaFTer, "MultiLayerLaFTer": MultiLayerLaFTer}
 
 def build_student(cfg: CfgNode, clip_model: CLIP, classifier: Tensor | None, num_classes: int,
                   plain_loader: ViewLoader | None) -> Tunable:
-    """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says, its head from `classifier`
-    [classes, embed_dim] at the length that ADAPTER_NORM says, its stages read as ALIGN says.
+    """The model that TRAINER.NAME asks for, its prompts started as PROMPT_INIT says, its stages read as ALIGN says.
 
     `plain_loader` gives the training images' weak views: `tokens` looks at PROMPT_INIT_IMAGES of them, ALIGN at all.
     None for a model whose state is loaded afterwards.
     """
     torch.manual_seed(cfg.SEED)
     multi_layer = cfg.TRAINER.NAME == "MultiLayerLaFTer"
-    if classifier is not None and cfg.ADAPTER_NORM:
-        classifier = classifier * (cfg.ADAPTER_NORM / classifier.norm(dim=1).mean())
     prompts = None
     if cfg.PROMPT_INIT == "tokens":
         num = cfg.MULTI_LAYER_PROMPT.NUM if multi_layer else cfg.PROMPT_NUM

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
 from utils.errors import InputError
-
-log = logging.getLogger(__name__)
 
 MIN_IMAGES = 100  # fewer say little of a class's mean and spread
 MIN_SPREAD = 1e-6  # of logits; below it there is only rounding
 CONFIDENCE = 0.9  # mean highest probability that `balance` sets its temperature by
 ROUNDS = 50  # of Sinkhorn's algorithm
-LARGEST_TABLE = 2 ** 27  # logits, 256 MB, that `auto` keeps unasked
+FEW = 10  # images whose mean is hardly one
 CHUNK = 8192  # rows that are worked on at a time, so that a large table is never there twice
 
 
@@ -27,31 +23,10 @@ def enough_images(images: int, classes: int) -> bool:
     return images >= MIN_IMAGES and images > classes
 
 
-def settle_calibration(cfg: CfgNode, images: int, classes: int) -> CfgNode:
-    """The configuration with PSEUDO_LABEL.CALIBRATION `auto` replaced by what it becomes for so many training images:
-    `rest`, or `none` where they are too few, in a dual task (emotions differ in how often they are evoked, and nothing
-    is measured there), and where the table of logits would be larger than LARGEST_TABLE.
-
-    Raises InputError where `check_calibration` does.
-    """
-    own = cfg.PSEUDO_LABEL
-    if own.CALIBRATION == "auto":
-        fits = images * classes <= LARGEST_TABLE and not cfg.DUAL_TASK.ENABLED
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.PSEUDO_LABEL.CALIBRATION = "rest" if fits and enough_images(images, classes) else "none"
-        cfg.freeze()
-        log.info("PSEUDO_LABEL.CALIBRATION auto: %s", cfg.PSEUDO_LABEL.CALIBRATION)
-    check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, images, classes, own.PRIOR)
-    return cfg
-
-
 def check_calibration(mode: str, images: int, classes: int, prior: Sequence[float] = ()) -> None:
     """InputError where `images` are too few to calibrate by, or where `prior` is not a share for each class."""
     if mode == "none":
         return
-    if mode == "auto":
-        raise ValueError("settle_calibration says what auto becomes")
     if not enough_images(images, classes):
         raise InputError(f"calibration {mode} takes its statistics from the images themselves, and {images} of "
                          f"{classes} classes are too few: it needs at least {MIN_IMAGES}, and more than one a class; "
@@ -80,32 +55,36 @@ def calibrate(logits: Tensor, mode: str, prior: Sequence[float] = ()) -> Tensor:
     if mode == "balance":
         shift, scale = balance_statistics(logits, prior)
         return ((logits - shift) / scale).softmax(-1)
-    rows = logits - (centre := logits.mean(0))
-    shift, scale = moment_statistics(mode, *moments(rows, mode, centre))
-    return (rows - shift) / scale
+    shift, scale = moment_statistics(mode, moments(logits, mode))
+    return (logits - shift) / scale
 
 
-def moments(rows: Tensor, mode: str, centre: Tensor) -> Tensor:
+def moments(rows: Tensor, mode: str, centre: Tensor | float = 0.0) -> Tensor:
     """[3, classes]: by class the number, the sum and the sum of squares of the finite entries of rows [n, classes]; in
-    mode `rest`, of those that are not the highest of their row + centre [classes]."""
+    mode `rest` [5, classes]: then number and sum of those that are not the highest of their row + centre [classes]."""
     precision = torch.float32 if rows.device.type == "mps" else torch.float64
-    total = torch.zeros(3, rows.shape[1], dtype=precision, device=rows.device)
+    total = 0
     for chunk in rows.split(CHUNK):
         there = chunk.isfinite()
-        if mode == "rest":
-            there = there.scatter(1, (chunk + centre).argmax(1, keepdim=True), False)
         values = torch.where(there, chunk, 0).to(precision)
-        total += torch.stack([there.to(precision), values, values.square()]).sum(1)
+        parts = [there.to(precision), values, values.square()]
+        if mode == "rest":
+            highest = (chunk + centre).argmax(1, keepdim=True)
+            parts += [part.scatter(1, highest, 0) for part in parts[:2]]
+        total = total + torch.stack(parts).sum(1)
     return total
 
 
-def moment_statistics(mode: str, count: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """(shift, scale) [classes] of modes `mean`, `std` and `rest` from `moments`: of rows whose centre is 0, the
-    calibrated ones are (row − shift) / scale. A class that no image counts for, as one that is the highest of all
-    images, keeps its centre."""
-    count = count.clamp(min=1)
+def moment_statistics(mode: str, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """(shift, scale) [classes] of modes `mean`, `std` and `rest` from `moments`: calibrated logits are (z − shift) /
+    scale. In `rest` FEW images of mean logits count too: where a class is the highest of nearly all images, the others
+    say little, and the mean of all is taken off."""
+    count, total, squares, *rest = sums
     mean = total / count
     spread = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=MIN_SPREAD)
+    if mode == "rest":
+        others, total_of_others = rest
+        mean = (total_of_others + FEW * mean) / (others + FEW)
     return mean.float(), (spread if mode == "std" else torch.ones_like(mean)).float()
 
 
@@ -200,7 +179,7 @@ class LogitTable:
 
     def _follow_moments(self) -> None:
         if self.mode in ("mean", "std", "rest"):
-            shift, scale = moment_statistics(self.mode, *self.sums)
+            shift, scale = moment_statistics(self.mode, self.sums)
             self.shift.copy_(self.centre + shift)
             self.scale.copy_(scale)
 

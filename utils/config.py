@@ -27,7 +27,7 @@ CHOICES = {
     "TRAIN.CUDA_GRAPH": ("auto", "on", "off"),
     "TRAIN.SUPERVISION": ("pseudo", "labels"),
     "PSEUDO_LABEL.TEACHER": ("shared", "frozen", "ema"),
-    "PSEUDO_LABEL.CALIBRATION": ("auto", "none", "mean", "std", "rest", "balance"),
+    "PSEUDO_LABEL.CALIBRATION": ("none", "mean", "std", "rest", "balance"),
     "PSEUDO_LABEL.WEIGHT": ("none", "confidence", "neighbours"),
     "PROMPT_INIT": ("uniform", "tokens"),
     "MULTI_LAYER_PROMPT.MODE": ("append", "replace"),
@@ -63,8 +63,7 @@ RANGES = {  # what a number must do
         "TEXT.EPOCHS", "DATALOADER.NUM_WORKERS", "OPTIM.WARMUP_EPOCH", "MULTI_LAYER_PROMPT.WARMUP_EPOCHS",
         "MULTI_LAYER_PROMPT.PROGRESSIVE_EPOCHS", "OPTIM.WEIGHT_DECAY", "TEXT.NOISE_STD", "DATASET.EPSILON",
         "MULTI_LAYER_PROMPT.CONSISTENCY", "SEED", "TRAIN.KEEP", "OPTIM.MAX_GRAD_NORM", "DATALOADER.CACHE_GB",
-        "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH", "DATALOADER.TIMEOUT", "PSEUDO_LABEL.FAIRNESS",
-        "ADAPTER_NORM")),
+        "DATALOADER.TRAIN_X.MICRO_BATCH", "PROMPT_INIT_PATCH", "DATALOADER.TIMEOUT", "PSEUDO_LABEL.FAIRNESS")),
 }
 LISTS_OF_TEXTS = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "DATASET.TEMPLATES", "INPUT.TRANSFORMS")
 LISTS_OF_NAMES = ("DATASET.CLASSNAMES", "DATASET.CIRCLE", "INPUT.TRANSFORMS")  # commas divide one text into them
@@ -132,13 +131,12 @@ def default_config() -> CN:
         CUDA_GRAPH="auto"))  # record a step and replay it; auto: on a GPU. Never in fp16 or by several processes
     cfg.PSEUDO_LABEL = CN(dict(
         TEACHER="shared", EMA_DECAY=0.999,
-        CALIBRATION="auto",  # correct the teacher's logits by statistics over the training images; auto: rest
+        CALIBRATION="none",  # correct the teacher's logits by statistics over the training images
         PRIOR=[],  # of balance: shares by class, in the classes' order; []: uniform
         WEIGHT="none", NEIGHBOURS=10,  # an image counts by the teacher's confidence, or by its neighbours' agreement
         SHARE=1.0,  # of each class's images the first epoch learns from the surest alone, the last from all
         FAIRNESS=0.0,  # weight of a term that makes the mean prediction uniform
         SOFT=False))  # dual task: the distribution of the teacher's probabilities, not of its label alone
-    cfg.ADAPTER_NORM = 0.0  # mean length of the head's rows at its start; 0: as the text phase leaves them
     cfg.PROMPT_INIT = "uniform"
     cfg.PROMPT_INIT_PATCH = 0  # patch size in the bound of `uniform`; 0: the backbone's own. LaFTer's code has 16
     cfg.PROMPT_INIT_IMAGES = 64  # unlabelled training images that `tokens` draws prompts from

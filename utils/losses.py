@@ -33,7 +33,7 @@ class MultiStageConsistencyLoss(nn.Module):
         *shallower, deepest = stage_logits
         log_probs = _log_softmax(torch.stack([*shallower, deepest.detach()]))  # [stages, n, classes]
         divergence = F.kl_div(log_probs[:-1], log_probs[1:].detach(), reduction="sum", log_target=True)
-        return divergence * (self.alpha / log_probs[1:, :, 0].numel())
+        return divergence * (self.alpha / (len(shallower) * len(deepest)))
 
 
 def dual_task_target(labels: Tensor, distributions: Tensor, weight: float) -> Tensor:

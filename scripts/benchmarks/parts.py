@@ -58,12 +58,14 @@ PRODUCTS = 10  # a block's matrix products, so many times in each turn
 PHOTO = (640, 480)
 
 
-def make_clip(backbone: str, precision: str, device: torch.device, text: bool = False) -> CLIP:
-    """A CLIP of the backbone's sizes with random weights: speed does not depend on them."""
+def make_clip(backbone: str, precision: str, device: torch.device, text: bool = False, fold: bool = True) -> CLIP:
+    """A CLIP of the backbone's sizes with random weights: speed does not depend on them. As a run has it; without
+    `fold` as its checkpoint has it."""
     torch.manual_seed(0)
     size, layers, width, patch, joint, text_width, heads = BACKBONES[backbone]
     context, vocabulary, text_layers = (77, 49_408, min(layers, 12)) if text else (0, 0, 0)
     model = CLIP(joint, size, layers, width, patch, context, vocabulary, text_width, heads, text_layers)
+    model = model.fold_gelu() if fold else model
     return model.eval().requires_grad_(False).set_precision(precision).to(device)
 
 
@@ -126,8 +128,7 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
               batch: int) -> tuple[CfgNode, Training, Objective, dict[str, Tensor]]:
     """A trainer as LaFTer.py builds it, in the phase of `epoch`, and a random batch."""
     cfg = load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "PROMPT_INIT": "uniform",
-                             "PSEUDO_LABEL.CALIBRATION": "none", "DATALOADER.TRAIN_X.BATCH_SIZE": batch, **values})
-    clip_model.fold_gelu()  # as `load_clip` has it
+                             "DATALOADER.TRAIN_X.BATCH_SIZE": batch, **values})
     device, size = clip_model.visual.proj.device, clip_model.visual.input_resolution
     torch.manual_seed(0)
     classifier = F.normalize(torch.randn(CLASSES, clip_model.embed_dim), dim=-1).to(device)
@@ -204,7 +205,7 @@ def measure_step(backbone: str, precision: str, batch: int, case: tuple, device:
 
 def plain_step(backbone: str, precision: str, classifier: Tensor) -> PlainStep:
     """Reference (c) on a model of its own."""
-    other = make_clip(backbone, precision, classifier.device)
+    other = make_clip(backbone, precision, classifier.device, fold=False)
     prompts = 0.02 * torch.randn(1, 50, other.visual.class_embedding.numel(), device=classifier.device)
     return PlainStep(other, classifier, prompts, classifier)
 
@@ -243,7 +244,7 @@ def measure_views(size: int, batch: int, device: torch.device, repeats: int, com
 
 def measure_texts(backbone: str, precision: str, device: torch.device, count: int, repeats: int) -> Row:
     """A row: texts per second in sorted batches, in turns with reference (a) on a tenth of them."""
-    clip_model = make_clip(backbone, precision, device, text=True).fold_gelu()
+    clip_model = make_clip(backbone, precision, device, text=True)
     texts = description_texts(count)
     few = texts[:: 10]
     seconds = interleaved({"ours": lambda: encode_texts(clip_model, texts),
