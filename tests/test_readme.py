@@ -245,9 +245,9 @@ def test_speed_is_that_of_the_records():
     steps += [(step, f", {step['precision']}")
               for step in json.loads(text("configs/benchmarks/intel-xeon-amx-2026-11-28.json"))["steps"]]
     told = [cells for cells in rows(text("configs/benchmarks/README.md")) if re.match("(MultiLayer)?LaFTer,", cells[0])]
-    assert told == [[f"{step['trainer']}, {step['mode']}{precision}", f"{step['seconds']:.2f}", f"{step['images_per_s']:.1f}",
-                     f"{step['floor_fraction']:.2f}", f"{step['times_reference']:.2f}", f"{step['peak_gb']:.1f}"]
-                    for step, precision in steps]
+    assert told == [[f"{step['trainer']}, {step['mode']}{precision}", f"{step['seconds']:.2f}",
+                     f"{step['images_per_s']:.1f}", f"{step['floor_fraction']:.2f}",
+                     f"{step['times_reference']:.2f}", f"{step['peak_gb']:.1f}"] for step, precision in steps]
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
