@@ -304,8 +304,7 @@ def check_values(values: dict[str, object]) -> None:
             if not fits(values[key]):
                 raise InputError(f"{key} is {values[key]}; it must {words}")
     if (quick := values["MODEL.BACKBONE.QUICK_GELU"]) not in (None, True, False):
-        raise InputError(f"MODEL.BACKBONE.QUICK_GELU is {quick!r}; it must be True, False or None (as the checkpoint "
-                         "tells, else True)")
+        raise InputError(f"MODEL.BACKBONE.QUICK_GELU is {quick!r}; valid: True, False, None (as the checkpoint tells)")
     start = values["OPTIM.WARMUP_CONS_LR"]
     if start is not None and (isinstance(start, bool) or not isinstance(start, (int, float)) or not start >= 0):
         raise InputError(f"OPTIM.WARMUP_CONS_LR is {start!r}; it must be a rate, not negative")
