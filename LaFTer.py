@@ -27,7 +27,7 @@ from trainers.build import (
     load_clip,
     prepare_blocks,
 )
-from trainers.calibration import check_calibration
+from trainers.calibration import settle_calibration
 from trainers.checks import check_inputs, check_labels, check_training
 from trainers.evaluation import predict, score_split
 from trainers.objective import Objective, generated_distributions
@@ -103,6 +103,7 @@ def train_run(cfg: CfgNode, interrupts: Interrupts) -> dict:
     check_training(cfg)
     with collect_logs() as messages, distributed.one_first():  # the run's folder is named after the data set
         splits = load_dataset(cfg)
+        cfg = settle_calibration(cfg, splits)
     check_labels(cfg, splits)
     run = Run(run_folder(cfg, splits.name), resume=bool(cfg.RESUME), passive=not distributed.is_main())
     try:
@@ -148,9 +149,6 @@ def run_phases(cfg: CfgNode, splits: Splits, run: Run, interrupts: Interrupts, c
     """Zero-shot, the text classifier, the tuned model; each is scored on every split."""
     check_text_tower(clip_model, cfg)  # what is wrong is told before hours of work
     generated_distributions(cfg, splits.classnames)
-    if cfg.TRAIN.SUPERVISION == "pseudo" and not cfg.TRAIN.SKIP:
-        check_calibration(cfg.PSEUDO_LABEL.CALIBRATION, len(splits.train), len(splits.classnames),
-                          cfg.PSEUDO_LABEL.PRIOR)
     read = dataclasses.replace(splits, train=[]) if cfg.TRAIN.SKIP else splits  # then no training image is needed
     with distributed.one_first():
         loaders = build_loaders(cfg, read, clip_model.visual.input_resolution, clip_model.visual.proj.device)

@@ -32,6 +32,7 @@ import utils.results
 from clip import ClipError, weights_hash
 from scripts import slurm
 from trainers.build import load_clip
+from trainers.calibration import settle_calibration
 from trainers.program import exit_with_message
 from utils.config import PROJECT
 from utils.datasets.table import load_dataset
@@ -39,6 +40,7 @@ from utils.errors import InputError
 from utils.runs.experiment import Cell, read_experiment
 from utils.runs.identity import Identity, identify
 from utils.runs.record import Run
+from utils.values import with_value
 
 USER_ERRORS = (InputError, ClipError, FileNotFoundError)
 POLL_SECONDS = 0.2
@@ -177,9 +179,7 @@ def prepare(cells: Sequence[Cell]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     backbones: dict[str, Identity] = {}
     for cell in cells:
-        needs = cell.cfg.clone()
-        needs.defrost()
-        needs.DEVICE = "cpu"
+        needs = with_value(cell.cfg, "DEVICE", "cpu")
         key = "\n".join([needs.DATASET.dump(), needs.MODEL.dump(), str(needs.INPUT.SIZE),
                          str(needs.MULTI_LAYER_PROMPT.STAGES)])
         if key not in reasons:
@@ -204,7 +204,8 @@ def check_finished(cell: Cell, backbone: Identity) -> None:
     """InputError, with what differs, where the result in a cell's folder is of other inputs than the cell's."""
     run = Run(cell.folder)
     run.check(backbone)
-    run.check(identify(cell.cfg, load_dataset(cell.cfg)))
+    splits = load_dataset(cell.cfg)
+    run.check(identify(settle_calibration(cell.cfg, splits), splits))
 
 
 def environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:

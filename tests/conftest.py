@@ -100,7 +100,8 @@ def make_cfg():
     """make_cfg({"KEY": value, …}, trainer=…, config_file=…) → the frozen configuration that the command line gives."""
 
     def make(values: dict[str, object] | None = None, trainer: str = "MultiLayerLaFTer", config_file: str = ""):
-        flags = {"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "DATALOADER.CACHE_GB": 0, **(values or {})}
+        flags = {"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "DATALOADER.CACHE_GB": 0,
+                 "PSEUDO_LABEL.CALIBRATION": "none", **(values or {})}
         return load_config("", config_file, flags)
 
     return make

@@ -17,6 +17,7 @@ from tests.test_processes import ends, nearly, start_two
 from trainers.predict import check_calibrated
 from trainers.teacher import Teacher, calibrate
 from utils.errors import InputError
+from utils.files import read_yaml
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.signals import Interrupted
 
@@ -27,13 +28,28 @@ def test_too_few_images_are_told_before_any_phase(tmp_path):
         LaFTer.main(tiny_run.arguments(tmp_path, "x", "PSEUDO_LABEL.CALIBRATION", "std"))
 
 
+def test_a_run_that_was_not_calibrated_is_not_taken_for_the_default(tmp_path):
+    """Nor one that was for one without; `auto` with too few images is none."""
+    tiny_run.make_inputs(tmp_path, train=40)
+    ask = ["--epochs", "1", "--batch_size", "60", "--resume", "auto"]
+    LaFTer.main(tiny_run.arguments(tmp_path, "x", *ask, "PSEUDO_LABEL.CALIBRATION", "none"))
+    with pytest.raises(InputError, match="PSEUDO_LABEL.CALIBRATION is 'none' there and 'std' here"):
+        LaFTer.main(tiny_run.arguments(tmp_path, "x", *ask))
+    few = ["DATASET.NUM_SHOTS", "20", *ask]
+    LaFTer.main(tiny_run.arguments(tmp_path, "few", *few))
+    first = tiny_run.record(tiny_run.run_folder(tmp_path, "few"))
+    assert "pseudo_label_accuracy_uncalibrated" not in first[1][1]
+    LaFTer.main(tiny_run.arguments(tmp_path, "few", *few, "PSEUDO_LABEL.CALIBRATION", "none"))  # is finished
+    assert tiny_run.record(tiny_run.run_folder(tmp_path, "few"))[1] == first[1]
+
+
 def damage(folder: Path) -> None:
     for victim in ("red/9.png", "green/3.png", "green/4.png", "blue/1.png"):  # most of them are not held out
         (folder / "data" / "train" / victim).write_bytes(b"no image")
 
 
 SETTINGS = {  # of whole runs
-    "std": ["PSEUDO_LABEL.CALIBRATION", "std", "--batch_size", "34", "--epochs", "2"],
+    "std": ["--batch_size", "34", "--epochs", "2"],  # as by default
     "balance": ["PSEUDO_LABEL.CALIBRATION", "balance", "PSEUDO_LABEL.PRIOR", "[1, 1, 2]", "--batch_size", "34",
                 "--epochs", "2", "PSEUDO_LABEL.TEACHER", "ema", "PSEUDO_LABEL.EMA_DECAY", "0.5",
                 "PSEUDO_LABEL.WEIGHT", "neighbours", "PSEUDO_LABEL.SHARE", "0.6", "PSEUDO_LABEL.FAIRNESS", "0.5"],
@@ -70,6 +86,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path, mode, 
     progress = load_checkpoint(cut / "checkpoints" / "interrupted.pt", {})["progress"]
     assert progress["step"] == len(steps) - 4 == 2  # of four: the step after the signal is the last
     LaFTer.main(tiny_run.arguments(tmp_path, "cut", *options, "--resume", "auto"))
+    assert read_yaml(cut / "config.yaml")["PSEUDO_LABEL"]["CALIBRATION"] == mode
     tiny_run.assert_same(tiny_run.record(cut), whole)
     log = (cut / "log.txt").read_text(encoding="utf-8")
     assert "% (uncalibrated " in log
@@ -85,6 +102,7 @@ def test_two_processes_calibrate_as_one_does(tmp_path, launch):
     for status, said in ends(start_two(launch, *tiny_run.arguments(tmp_path, "two", *options))):
         assert status == 0, said
     one, two = (tiny_run.record(tiny_run.run_folder(tmp_path, name)) for name in ("one", "two"))
+    assert "pseudo_label_accuracy_uncalibrated" in one[1][1]
     tables = [state["teacher"]["logits"].pop("rows") for *_, state in (one, two)]
     assert torch.allclose(*(table[:-1].float() for table in tables), rtol=2e-3, atol=1e-4)  # of half precision
     for *_, state in (one, two):

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from trainers import calibration
-from trainers.calibration import FEW, LogitTable, balance_statistics, check_calibration
+from trainers.calibration import FEW, LogitTable, balance_statistics, check_calibration, settle_calibration
 from trainers.checks import check_pseudo_labels
 from trainers.image_weights import ImageWeights
 from trainers.predict import class_probabilities
 from trainers.teacher import Teacher, calibrate
+from utils.config import default_config
 from utils.errors import InputError
 
 COUNT, CLASSES = 240, 5
@@ -239,6 +240,21 @@ def test_what_a_step_reads_keeps_its_place_in_memory(clip_model, classifier, wea
     assert same == {"centre", "nearest"} | ({"scale"} if mode == "rest" else set())  # which is 1
 
 
+@pytest.mark.parametrize("images, classes, values, mode", [
+    (100, 8, {}, "std"), (99, 8, {}, "none"), (120, 120, {}, "none"), (134_217, 1000, {}, "std"),
+    (134_218, 1000, {}, "none"), (120, 8, {"TRAIN.SUPERVISION": "labels"}, "none"),
+    (120, 8, {"TRAIN.SKIP": True}, "none"),
+    (120, 8, {"DUAL_TASK.ENABLED": True, "DATASET.DISTRIBUTION_STRATEGY": "strategy1"}, "none"),
+])
+def test_auto_is_std_where_classes_are_learnt_from_enough_images(make_cfg, images, classes, values, mode):
+    cfg = make_cfg({"PSEUDO_LABEL.CALIBRATION": "auto", **values})
+    splits = SimpleNamespace(train=range(images), classnames=range(classes))
+    assert mode == settle_calibration(cfg, splits).PSEUDO_LABEL.CALIBRATION
+    assert cfg.PSEUDO_LABEL.CALIBRATION == "auto" == default_config().PSEUDO_LABEL.CALIBRATION
+    chosen = make_cfg({"PSEUDO_LABEL.CALIBRATION": "rest"})
+    assert settle_calibration(chosen, SimpleNamespace(train=range(100), classnames="ab")) == chosen
+
+
 @pytest.mark.parametrize("mode, images, classes, prior, said", [
     ("std", 99, 8, (), "99 of 8 classes are too few: it needs at least 100"),
     ("mean", 120, 120, (), "120 of 120 classes are too few: .*more than one a class"),
@@ -252,7 +268,7 @@ def test_what_cannot_be_calibrated_is_refused(mode, images, classes, prior, said
 
 
 @pytest.mark.parametrize("values, said", [
-    ({"CALIBRATION": "best"}, "CALIBRATION is 'best'; valid: none, mean, std, rest, balance"),
+    ({"CALIBRATION": "best"}, "CALIBRATION is 'best'; valid: auto, none, mean, std, rest, balance"),
     ({"CALIBRATION": "std", "PRIOR": [1, 2]}, "PRIOR is for PSEUDO_LABEL.CALIBRATION balance alone, and that is std"),
     ({"CALIBRATION": "balance", "PRIOR": "uniform"}, r"PRIOR is \['uniform'\]; it must be a list of numbers"),
     ({"WEIGHT": "best"}, "WEIGHT is 'best'; valid: none, confidence, neighbours"),

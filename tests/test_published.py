@@ -22,6 +22,7 @@ from utils.runs.settings import settings_label
 FILE = "configs/trainers/LaFTer/published.yaml"
 POINTS = {  # Mirza et al., NeurIPS 2023, section 4 and their program
     "PROMPT_NUM": 50, "PROMPT_INIT": "uniform", "PROMPT_INIT_PATCH": 16, "PSEUDO_LABEL.TEACHER": "shared",
+    "PSEUDO_LABEL.CALIBRATION": "none",
     "OPTIM.NAME": "adamw", "OPTIM.LR": 5e-4, "OPTIM.ADAPTER_LR_SCALE": 1.0, "OPTIM.LR_SCHEDULER": "none",
     "OPTIM.WEIGHT_DECAY": 0.01, "OPTIM.DECAY_LAYERNORM": True, "OPTIM.LABEL_SMOOTHING": 0.1, "OPTIM.MAX_EPOCH": 50,
     "DATALOADER.TRAIN_X.BATCH_SIZE": 50, "OPTIM.ACCUMULATE": 1, "DATASET.VAL_FRACTION": 0.0,

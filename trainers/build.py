@@ -258,6 +258,7 @@ def build_training(cfg: CfgNode, clip_model: CLIP, model: Tunable, text: TextPha
              f": {batches} times {batch} (OPTIM.ACCUMULATE)" if batches > 1 else "")
     teacher = None
     if cfg.TRAIN.SUPERVISION == "pseudo":
+        log.info("pseudo-labels: teacher %s, calibration %s", cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.CALIBRATION)
         teacher = Teacher(clip_model, text.classifier, cfg.PSEUDO_LABEL.TEACHER, cfg.PSEUDO_LABEL.EMA_DECAY,
                           cfg.PSEUDO_LABEL.CALIBRATION, cfg.PSEUDO_LABEL.PRIOR, build_weights(cfg))
     scaler = torch.amp.GradScaler(model.adapter.weight.device.type, enabled=cfg.MODEL.PRECISION == "fp16")

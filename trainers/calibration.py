@@ -7,20 +7,41 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
+from utils.data.items import Splits
 from utils.errors import InputError
+from utils.values import with_value
 
 MIN_IMAGES = 100  # fewer say little of a class's mean and spread
 MIN_SPREAD = 1e-6  # of logits; below it there is only rounding
 CONFIDENCE = 0.9  # mean highest probability that `balance` sets its temperature by
 ROUNDS = 50  # of Sinkhorn's algorithm
 FEW = 10  # images whose mean is hardly one
+LARGEST_TABLE = 2**27  # logits, 256 MB, that `auto` keeps unasked
 CHUNK = 8192  # rows that are worked on at a time, so that a large table is never there twice
 
 
 def enough_images(images: int, classes: int) -> bool:
     """Whether statistics of so many images say something of each class."""
     return images >= MIN_IMAGES and images > classes
+
+
+def settle_calibration(cfg: CfgNode, splits: Splits) -> CfgNode:
+    """The configuration with PSEUDO_LABEL.CALIBRATION `auto` replaced by what it becomes.
+
+    That is `std` where classes are learnt from pseudo-labels of enough images, and `none` elsewhere: in a dual task,
+    where nothing is measured and emotions differ in how often they are evoked, and for a table of logits beyond
+    LARGEST_TABLE. Raises InputError where `check_calibration` does.
+    """
+    images, classes, mode = len(splits.train), len(splits.classnames), cfg.PSEUDO_LABEL.CALIBRATION
+    learnt = cfg.TRAIN.SUPERVISION == "pseudo" and not cfg.TRAIN.SKIP
+    if mode == "auto":
+        suits = learnt and not cfg.DUAL_TASK.ENABLED and images * classes <= LARGEST_TABLE
+        mode = "std" if suits and enough_images(images, classes) else "none"
+    if learnt:
+        check_calibration(mode, images, classes, cfg.PSEUDO_LABEL.PRIOR)
+    return with_value(cfg, "PSEUDO_LABEL.CALIBRATION", mode)
 
 
 def check_calibration(mode: str, images: int, classes: int, prior: Sequence[float] = ()) -> None:
@@ -30,7 +51,7 @@ def check_calibration(mode: str, images: int, classes: int, prior: Sequence[floa
     if not enough_images(images, classes):
         raise InputError(f"calibration {mode} takes its statistics from the images themselves, and {images} of "
                          f"{classes} classes are too few: it needs at least {MIN_IMAGES}, and more than one a class; "
-                         "do without it")
+                         "do without it (PSEUDO_LABEL.CALIBRATION none, no --calibrate)")
     if len(prior) not in (0, classes) or not all(share > 0 for share in prior):
         raise InputError(f"PSEUDO_LABEL.PRIOR has {len(prior)} shares for {classes} classes: give one above 0 for "
                          "each, in the order of the classes, or none at all for equal ones")

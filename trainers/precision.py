@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 from clip.model import CLIP
 from clip.precision import choose_precision
 from utils.runs.identity import read_identity
+from utils.values import with_value
 
 from . import distributed
 from .build import choose_device, image_flops
@@ -32,11 +33,7 @@ def settle_precision(cfg: CfgNode, folder: Path) -> CfgNode:
     precision = (read_identity(folder).settings or {}).get("MODEL.PRECISION")
     if precision is None and distributed.is_main():
         precision = choose_precision(choose_device(cfg.DEVICE))
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.PRECISION = distributed.broadcast(precision)
-    cfg.freeze()
-    return cfg
+    return with_value(cfg, "MODEL.PRECISION", distributed.broadcast(precision))
 
 
 def suggest_precision(clip_model: CLIP, cfg: CfgNode, images: int) -> None:

@@ -32,6 +32,7 @@ from utils.report.predictions import SHOWN
 from utils.report.thumbnails import make_thumbnail
 from utils.runs.checkpoint import find_checkpoint, load_checkpoint
 from utils.utils import Tunable
+from utils.values import with_value
 
 from .build import build_student
 from .calibration import calibrate, check_calibration, enough_images
@@ -71,10 +72,8 @@ def restore(cfg: CfgNode, clip_model: CLIP, state: dict) -> Tunable:
     if state["quick_gelu"] != clip_model.quick_gelu:
         raise InputError(f"the run was trained with MODEL.BACKBONE.QUICK_GELU {state['quick_gelu']}, and "
                          f"{cfg.MODEL.BACKBONE.NAME} is used with {clip_model.quick_gelu}: set it to the run's")
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.PROMPT_INIT = "uniform"  # the checkpoint's prompts follow: none need be drawn from training images
-    model = build_student(cfg, clip_model, None, len(state["classnames"]), None)
+    fresh = with_value(cfg, "PROMPT_INIT", "uniform")  # the checkpoint's prompts follow: none need be drawn from images
+    model = build_student(fresh, clip_model, None, len(state["classnames"]), None)
     load_tuned(model, state["model"])
     model.start_epoch(state["epoch"] - 1)
     return model

@@ -27,7 +27,7 @@ CHOICES = {
     "TRAIN.CUDA_GRAPH": ("auto", "on", "off"),
     "TRAIN.SUPERVISION": ("pseudo", "labels"),
     "PSEUDO_LABEL.TEACHER": ("shared", "frozen", "ema"),
-    "PSEUDO_LABEL.CALIBRATION": ("none", "mean", "std", "rest", "balance"),
+    "PSEUDO_LABEL.CALIBRATION": ("auto", "none", "mean", "std", "rest", "balance"),
     "PSEUDO_LABEL.WEIGHT": ("none", "confidence", "neighbours"),
     "PROMPT_INIT": ("uniform", "tokens"),
     "MULTI_LAYER_PROMPT.MODE": ("append", "replace"),
@@ -131,7 +131,7 @@ def default_config() -> CN:
         CUDA_GRAPH="auto"))  # record a step and replay it; auto: on a GPU. Never in fp16 or by several processes
     cfg.PSEUDO_LABEL = CN(dict(
         TEACHER="shared", EMA_DECAY=0.999,
-        CALIBRATION="none",  # correct the teacher's logits by statistics over the training images
+        CALIBRATION="auto",  # of the logits, by all training images; auto: std from 100 of them on, else none
         PRIOR=[],  # of balance: shares by class, in the classes' order; []: uniform
         WEIGHT="none", NEIGHBOURS=10,  # an image counts by the teacher's confidence, or by its neighbours' agreement
         SHARE=1.0,  # of each class's images the first epoch learns from the surest alone, the last from all

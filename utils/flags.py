@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .config import CHOICES, IMAGE_PHASE
 from .errors import InputError
 
-CALIBRATIONS = tuple(mode for mode in CHOICES["PSEUDO_LABEL.CALIBRATION"] if mode != "none")
+CALIBRATIONS = tuple(mode for mode in CHOICES["PSEUDO_LABEL.CALIBRATION"] if mode not in ("auto", "none"))
 REFUSED = {
     "--source-domains": "the data sets here have no domains; choose the data with --dataset-config-file",
     "--target-domains": "the data sets here have no domains; choose the data with --dataset-config-file",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 
 import yaml
+from yacs.config import CfgNode
 
 from .errors import InputError
 
@@ -85,3 +86,12 @@ def _decode(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def with_value(cfg: CfgNode, key: str, value: object) -> CfgNode:
+    """A frozen copy of a configuration in which a key has this value, of its own type."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([key, value])
+    cfg.freeze()
+    return cfg

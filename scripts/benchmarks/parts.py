@@ -128,7 +128,7 @@ def make_step(clip_model: CLIP, trainer: str, values: dict[str, object], epoch: 
               batch: int) -> tuple[CfgNode, Training, Objective, dict[str, Tensor]]:
     """A trainer as LaFTer.py builds it, in the phase of `epoch`, and a random batch."""
     cfg = load_config(flags={"DATASET.NAME": "folder", "TRAINER.NAME": trainer, "PROMPT_INIT": "uniform",
-                             "DATALOADER.TRAIN_X.BATCH_SIZE": batch, **values})
+                             "PSEUDO_LABEL.CALIBRATION": "none", "DATALOADER.TRAIN_X.BATCH_SIZE": batch, **values})
     device, size = clip_model.visual.proj.device, clip_model.visual.input_resolution
     torch.manual_seed(0)
     classifier = F.normalize(torch.randn(CLASSES, clip_model.embed_dim), dim=-1).to(device)

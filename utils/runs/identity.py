@@ -31,7 +31,8 @@ BY_CONTENT = {"DATASET.CLASSNAMES", "DATASET.SPLIT_FILE", "DATASET.DESCRIPTIONS"
               "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.QUICK_GELU"}
 # keys that a trained model can be used with in another value than it was trained with; the answer says so
 CHANGEABLE = ("MODEL.PRECISION", "INPUT.SIZE", "INPUT.EXIF")
-SETTLED = ("MODEL.PRECISION", "auto")  # takes what the run has, see trainers.precision.settle_precision
+# values that stand for others until trainers.precision and trainers.calibration settle them
+SETTLED = {("MODEL.PRECISION", "auto"), ("PSEUDO_LABEL.CALIBRATION", "auto")}
 # keys, and beginnings of keys, that make it another model, or one that sees other images
 FIXED = ("PROMPT_NUM", "MULTI_LAYER_PROMPT.", "DUAL_TASK.ENABLED", "INPUT.INTERPOLATION", "INPUT.PIXEL_")
 ACTIVATION = {True: "QuickGELU", False: "the plain GELU"}
@@ -156,7 +157,7 @@ def changed_settings(run: Identity, cfg: CfgNode) -> dict[str, list[object]]:
 def setting_differences(there: Mapping[str, object], here: Mapping[str, object]) -> Iterator[str]:
     """`KEY is x there and y here` of each key that changes numbers by its value, in alphabetical order."""
     for key in sorted((there.keys() | here.keys()) - HARMLESS - BY_CONTENT):
-        if there.get(key) != here.get(key) and (key, here.get(key)) != SETTLED:
+        if there.get(key) != here.get(key) and (key, here.get(key)) not in SETTLED:
             yield f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
 
 
