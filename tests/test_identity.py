@@ -140,6 +140,16 @@ def test_labels_distributions_and_order_are_compared(tmp_path, make_cfg, root):
         assert list(first.differences(identify(cfg, changed))) == [f"image {name} is in another split"]
 
 
+def test_every_kind_of_value_is_compared(make_cfg):
+    """Lists too; `auto` is whatever the run has, and only here, not there."""
+    first = identify(make_cfg({"MODEL.PRECISION": "bf16"}))
+    other = identify(make_cfg({"MODEL.PRECISION": "auto", "PSEUDO_LABEL.CALIBRATION": "auto", "OPTIM.LR": 0.25,
+                               "INPUT.TRANSFORMS": ["random_flip"], "DATASET.NUM_SHOTS": [3, 4]}))
+    shown = [text.split(" is ")[0] for text in first.differences(other)]
+    assert shown == ["DATASET.NUM_SHOTS", "INPUT.TRANSFORMS", "OPTIM.LR"]
+    assert "MODEL.PRECISION is 'auto' there and 'bf16' here" in list(other.differences(first))
+
+
 def test_another_description_is_named(place):
     texts = {name: [f"something {name}"] for name in ("blue", "green", "red")}
     (place / "d.json").write_text(json.dumps(texts), encoding="utf-8")

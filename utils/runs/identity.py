@@ -32,7 +32,7 @@ BY_CONTENT = {"DATASET.CLASSNAMES", "DATASET.SPLIT_FILE", "DATASET.DESCRIPTIONS"
 # keys that a trained model can be used with in another value than it was trained with; the answer says so
 CHANGEABLE = ("MODEL.PRECISION", "INPUT.SIZE", "INPUT.EXIF")
 # values that stand for others until trainers.precision and trainers.calibration settle them
-SETTLED = {("MODEL.PRECISION", "auto"), ("PSEUDO_LABEL.CALIBRATION", "auto")}
+SETTLED = (("MODEL.PRECISION", "auto"), ("PSEUDO_LABEL.CALIBRATION", "auto"))
 # keys, and beginnings of keys, that make it another model, or one that sees other images
 FIXED = ("PROMPT_NUM", "MULTI_LAYER_PROMPT.", "DUAL_TASK.ENABLED", "INPUT.INTERPOLATION", "INPUT.PIXEL_")
 ACTIVATION = {True: "QuickGELU", False: "the plain GELU"}
